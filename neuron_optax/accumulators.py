@@ -1,0 +1,145 @@
+"""How a statistic is remembered: the third of the four parts of a strategy.
+
+The first update is step 1. A memory has the shape of the statistic.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+
+class Accumulator(NamedTuple):
+    """A memory of one leaf as three pure functions.
+
+    Attributes:
+      init: ``init(blank)``, the memory before the first update; ``blank`` has the
+        shape, dtype and sharding of the statistic and may be abstract.
+      update: ``update(memory, statistic)``, the memory after one more statistic.
+      read: ``read(memory, step)``, the value remembered after ``step`` updates.
+
+    Example:
+      >>> smallest = Accumulator(
+      ...     init=lambda blank: jnp.full_like(blank, jnp.inf),
+      ...     update=jnp.minimum,
+      ...     read=lambda memory, step: memory,
+      ... )
+      >>> float(smallest.update(smallest.init(jnp.zeros(())), jnp.array(3.0)))
+      3.0
+    """
+
+    init: Callable[[Array], Array]
+    update: Callable[[Array, Array], Array]
+    read: Callable[[Array, Array], Array]
+
+
+def _as_is(memory: Array, step: Array) -> Array:
+    return memory
+
+
+def latest() -> Accumulator:
+    """Remember the last statistic alone.
+
+    Returns:
+      An accumulator in units of the statistic.
+
+    Example:
+      >>> float(latest().update(jnp.array(1.0), jnp.array(3.0)))
+      3.0
+    """
+    return Accumulator(jnp.zeros_like, lambda memory, statistic: statistic, _as_is)
+
+
+def total(initial: float | Array = 0.0) -> Accumulator:
+    r"""Sum of all statistics, :math:`a_t = a_{t-1} + s_t`.
+
+    Args:
+      initial: :math:`a_0`, in units of the statistic, not negative.
+
+    Returns:
+      An accumulator in units of the statistic.
+
+    Raises:
+      ValueError: if ``initial`` is a negative number.
+
+    Example:
+      >>> accumulator = total(initial=0.5)
+      >>> memory = accumulator.init(jnp.zeros((1, 2)))
+      >>> accumulator.update(memory, jnp.ones((1, 2))).tolist()
+      [[1.5, 1.5]]
+    """
+    if isinstance(initial, int | float) and not initial >= 0:
+        raise ValueError(f"initial accumulator value must be >= 0, got {initial}")
+    return Accumulator(lambda blank: jnp.full_like(blank, initial), jnp.add, _as_is)
+
+
+def average() -> Accumulator:
+    r"""Mean of all statistics, :math:`\tfrac1t \sum_{i \le t} s_i`.
+
+    Returns:
+      An accumulator in units of the statistic; its memory is the sum.
+
+    Example:
+      >>> accumulator = average()
+      >>> memory = accumulator.update(jnp.array(1.0), jnp.array(3.0))
+      >>> float(accumulator.read(memory, jnp.array(2)))
+      2.0
+    """
+    return Accumulator(jnp.zeros_like, jnp.add, lambda memory, step: memory / step)
+
+
+def ema(decay: float | Array, debias: bool = True) -> Accumulator:
+    r"""Exponential moving average, :math:`a_t = \beta a_{t-1} + (1 - \beta) s_t`.
+
+    Args:
+      decay: :math:`\beta`, in ``[0, 1)``. A traced value is raised to the power of the
+        step in at least 32 bits, but keeps the digits it came with.
+      debias: read :math:`a_t / (1 - \beta^t)`, which corrects for :math:`a_0 = 0`.
+
+    Returns:
+      An accumulator in units of the statistic; its memory is :math:`a_t`.
+
+    Raises:
+      ValueError: if ``decay`` is a number outside ``[0, 1)``.
+
+    Reference:
+      Kingma and Ba, *Adam* (2014), arXiv:1412.6980, section 3 for the correction.
+
+    Example:
+      >>> accumulator = ema(0.5)
+      >>> memory = accumulator.update(jnp.zeros(()), jnp.array(3.0))
+      >>> float(memory), float(accumulator.read(memory, jnp.array(1)))
+      (1.5, 3.0)
+    """
+    require_decay("decay", decay)
+
+    def update(memory, statistic):
+        return decay * memory + (1 - decay) * statistic
+
+    def corrected(memory, step):
+        beta = decay
+        if not isinstance(decay, int | float):
+            beta = jnp.asarray(decay, jnp.promote_types(decay, jnp.float32))
+        return memory / (1 - beta**step)
+
+    return Accumulator(jnp.zeros_like, update, corrected if debias else _as_is)
+
+
+def maximum() -> Accumulator:
+    r"""Largest statistic so far, :math:`a_t = \max(a_{t-1}, s_t)` from :math:`a_0 = 0`.
+
+    Returns:
+      An accumulator in units of the statistic.
+
+    Example:
+      >>> float(maximum().update(jnp.array(5.0), jnp.array(3.0)))
+      5.0
+    """
+    return Accumulator(jnp.zeros_like, jnp.maximum, _as_is)
+
+
+def require_decay(name: str, decay: float | Array) -> None:
+    """Raise ``ValueError`` if ``decay`` is a number outside ``[0, 1)``."""
+    if isinstance(decay, int | float) and not 0 <= decay < 1:
+        raise ValueError(f"{name} must be in [0, 1), got {decay}")

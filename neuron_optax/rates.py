@@ -1,0 +1,172 @@
+"""How a remembered value becomes a factor: the last of the four parts of a strategy.
+
+``apply(value, neurons)`` gets one number per neuron and the axes that index the neurons
+of one layer; stack axes are not among them.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+
+class Rate(NamedTuple):
+    """A factor as a pure function.
+
+    Attributes:
+      apply: ``apply(value, neurons)``, the factor of every neuron of one leaf.
+
+    Example:
+      >>> halved = Rate(lambda value, neurons: value / 2)
+      >>> float(halved.apply(jnp.array(3.0), ()))
+      1.5
+    """
+
+    apply: Callable[[Array, tuple[int, ...]], Array]
+
+
+def inverse_root(eps: float | Array = 1e-8) -> Rate:
+    r"""Inverse square root, :math:`1 / (\sqrt a + \epsilon)`.
+
+    Args:
+      eps: :math:`\epsilon > 0`, in units of :math:`\sqrt a`.
+
+    Returns:
+      A rate in units of one over :math:`\sqrt a`.
+
+    Raises:
+      ValueError: if ``eps`` is a number that is not positive.
+
+    Example:
+      >>> float(inverse_root(eps=1.0).apply(jnp.array(9.0), ()))
+      0.25
+    """
+    require_positive("eps", eps)
+    return Rate(lambda value, neurons: 1 / (jnp.sqrt(value) + eps))
+
+
+def reciprocal(floor: float | Array = 1e-8) -> Rate:
+    r"""Reciprocal, :math:`1 / \max(a, \phi)`.
+
+    Args:
+      floor: :math:`\phi > 0`, in units of :math:`a`.
+
+    Returns:
+      A rate in units of one over :math:`a`.
+
+    Raises:
+      ValueError: if ``floor`` is a number that is not positive.
+
+    Example:
+      >>> reciprocal(floor=0.5).apply(jnp.array([0.0, 4.0]), (0,)).tolist()
+      [2.0, 0.25]
+    """
+    require_positive("floor", floor)
+    return Rate(lambda value, neurons: 1 / jnp.maximum(value, floor))
+
+
+def affine(slope: float | Array) -> Rate:
+    r"""Affine, :math:`1 + k a`.
+
+    Args:
+      slope: :math:`k`, in units of one over :math:`a`.
+
+    Returns:
+      A rate without unit.
+
+    Example:
+      >>> float(affine(0.5).apply(jnp.array(3.0), ()))
+      2.5
+    """
+    return Rate(lambda value, neurons: 1 + slope * value)
+
+
+def power(exponent: float | Array) -> Rate:
+    r"""Power, :math:`a^p`; for :math:`p < 0`, 0 where :math:`a` is 0.
+
+    Args:
+      exponent: :math:`p`, without unit.
+
+    Returns:
+      A rate in units of :math:`a^p`.
+
+    Example:
+      >>> power(-0.5).apply(jnp.array([4.0, 0.0]), (0,)).tolist()
+      [0.5, 0.0]
+    """
+
+    def apply(value, neurons):
+        undefined = (value == 0) & (jnp.asarray(exponent) < 0)
+        return jnp.where(undefined, 0.0, jnp.where(undefined, 1.0, value) ** exponent)
+
+    return Rate(apply)
+
+
+def identity() -> Rate:
+    """Use the remembered value itself.
+
+    Returns:
+      A rate in units of the value.
+
+    Example:
+      >>> float(identity().apply(jnp.array(3.0), ()))
+      3.0
+    """
+    return Rate(lambda value, neurons: value)
+
+
+def bounded(
+    rate: Rate, low: float | Array | None = None, high: float | Array | None = None
+) -> Rate:
+    r"""Clip a rate, :math:`\min(\max(r, l), h)`.
+
+    Args:
+      rate: :math:`r`.
+      low: :math:`l`, in units of the rate; ``None`` for no bound.
+      high: :math:`h`, in units of the rate; ``None`` for no bound.
+
+    Returns:
+      A rate in units of ``rate``.
+
+    Raises:
+      ValueError: if the bounds are numbers and ``low`` exceeds ``high``.
+
+    Example:
+      >>> bounded(identity(), low=1.0).apply(jnp.array([0.5, 2.0]), (0,)).tolist()
+      [1.0, 2.0]
+    """
+    if isinstance(low, int | float) and isinstance(high, int | float) and low > high:
+        raise ValueError(f"bounds must have low <= high, got low={low}, high={high}")
+    return Rate(lambda value, neurons: jnp.clip(rate.apply(value, neurons), low, high))
+
+
+def redistributed(rate: Rate) -> Rate:
+    r"""Divide a rate by its mean over the neurons of a layer, :math:`r_i / \bar r`.
+
+    The factors of a layer then have mean 1, and a tuned base rate keeps its meaning.
+    Each entry along a stack axis is a layer of its own.
+
+    Args:
+      rate: :math:`r`.
+
+    Returns:
+      A rate without unit; a layer whose rates are all zero keeps them.
+
+    Example:
+      >>> redistributed(identity()).apply(jnp.array([1.0, 3.0]), (0,)).tolist()
+      [0.5, 1.5]
+    """
+
+    def apply(value, neurons):
+        factor = rate.apply(value, neurons)
+        mean = jnp.mean(factor, axis=neurons, keepdims=True)
+        return factor / jnp.where(mean == 0, 1.0, mean)
+
+    return Rate(apply)
+
+
+def require_positive(name: str, number: float | Array) -> None:
+    """Raise ``ValueError`` if ``number`` is a number that is not positive."""
+    if isinstance(number, int | float) and not number > 0:
+        raise ValueError(f"{name} must be positive, got {number}")

@@ -1,0 +1,184 @@
+"""Rates fixed per layer; nothing is measured."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from neuron_optax.axes import map_named, named_leaves, unbox
+from neuron_optax.core import NeuronState
+from neuron_optax.strategies.alias import Scalar, decoupled_decay
+
+
+def scale_by_layer(
+    learning_rates: Mapping[str, optax.ScalarOrSchedule],
+    default: optax.ScalarOrSchedule | None = None,
+) -> optax.GradientTransformation:
+    r"""Scale every leaf by the rate of its layer, :math:`u = \eta_\ell\, g`.
+
+    Args:
+      learning_rates: :math:`\eta_\ell` by pattern, scalar or schedule, in units of the
+        parameter over those of the update. A pattern is searched in the leaf's path
+        (``re.search``); the first that matches counts.
+      default: rate of leaves that match no pattern; ``None`` if there are none.
+
+    Returns:
+      A transformation whose state is a `NeuronState` with one rate per leaf.
+
+    Raises:
+      ValueError: at ``init``, listing the leaves that match no pattern and have no
+        default, or the patterns that match no leaf.
+
+    Example:
+      >>> optimizer = scale_by_layer({"head": 0.5}, default=0.25)
+      >>> grads = {"body": jnp.ones(2), "head": jnp.ones(2)}
+      >>> update, _ = optimizer.update(grads, optimizer.init(grads))
+      >>> update["body"].tolist(), update["head"].tolist()
+      ([0.25, 0.25], [0.5, 0.5])
+    """
+
+    def rates(tree, step):
+        def rate(path, leaf):
+            matches = (r for p, r in learning_rates.items() if re.search(p, path))
+            value = next(matches, default)
+            value = value(step) if callable(value) else value
+            dtype = jnp.promote_types(jnp.finfo(jnp.result_type(leaf)).dtype, "float32")
+            return jnp.full([1] * jnp.ndim(leaf), jnp.asarray(value), dtype)
+
+        return map_named(rate, tree)
+
+    def init(params):
+        _check_patterns(learning_rates, default, params)
+        step = jnp.zeros([], jnp.int32)
+        return NeuronState(step, (), rates(unbox(params), step), ())
+
+    def update(updates, state, params=None):
+        rate = rates(updates, state.step)
+        updates = jax.tree.map(
+            lambda r, u: (r * u).astype(jnp.result_type(u)), rate, updates
+        )
+        step = jnp.asarray(optax.safe_increment(state.step))
+        return updates, NeuronState(step, (), rate, ())
+
+    return optax.GradientTransformation(init, update)
+
+
+def layerwise(
+    learning_rates: Mapping[str, optax.ScalarOrSchedule],
+    default: optax.ScalarOrSchedule | None = None,
+    direction: optax.GradientTransformation | None = None,
+    weight_decay: optax.ScalarOrSchedule = 0.0,
+    weight_decay_mask: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""A fixed rate or schedule for each layer, over any direction.
+
+    .. math::
+      \Delta = -\eta_\ell\, (\mathrm{direction}(g) + \lambda w)
+
+    Args:
+      learning_rates: :math:`\eta_\ell` by pattern, see `scale_by_layer`.
+      default: rate of leaves that match no pattern; ``None`` if there are none.
+      direction: what is scaled; ``None`` for Adam with Optax's defaults.
+      weight_decay: :math:`\lambda`, multiplied by the layer's rate.
+      weight_decay_mask: tree of booleans, or function of the params: what decays.
+
+    Returns:
+      A chain; the rates are in its `NeuronState`.
+
+    Raises:
+      ValueError: at ``init``, listing the leaves that match no pattern and have no
+        default, or the patterns that match no leaf.
+
+    Note:
+      Nothing is measured, so there are no neurons, biases or bounds to choose; a rate
+      per neuron within the layers is a ``direction``.
+
+    Example:
+      >>> optimizer = layerwise({"body": 1e-3, "head": 1e-2})
+      >>> grads = {"body": jnp.ones(1), "head": jnp.ones(1)}
+      >>> update, _ = optimizer.update(grads, optimizer.init(grads))
+      >>> [f"{float(update[layer][0]):.0e}" for layer in ("body", "head")]
+      ['-1e-03', '-1e-02']
+    """
+    return optax.chain(
+        direction or optax.scale_by_adam(),
+        decoupled_decay(weight_decay, weight_decay_mask),
+        scale_by_layer(learning_rates, default),
+        optax.scale(-1.0),
+    )
+
+
+def layerwise_decay(
+    learning_rate: optax.ScalarOrSchedule,
+    decay: Scalar,
+    layers: Sequence[str],
+    default: optax.ScalarOrSchedule | None = None,
+    direction: optax.GradientTransformation | None = None,
+    weight_decay: optax.ScalarOrSchedule = 0.0,
+    weight_decay_mask: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Discriminative fine-tuning: the rate shrinks from the top layer downwards.
+
+    .. math::
+      \eta_k = \eta\, \gamma^{K-k}, \qquad k = 1 \ldots K \text{ from the input up}
+
+    Args:
+      learning_rate: :math:`\eta` of the top layer, scalar or schedule.
+      decay: :math:`\gamma`, in ``(0, 1]``, without unit.
+      layers: patterns of the layers from the input to the top, see `scale_by_layer`.
+      default: rate of leaves that match no pattern; ``None`` if there are none.
+      direction: what is scaled; ``None`` for Adam with Optax's defaults.
+      weight_decay: :math:`\lambda`, multiplied by the layer's rate.
+      weight_decay_mask: tree of booleans, or function of the params: what decays.
+
+    Returns:
+      A chain; the rates are in its `NeuronState`.
+
+    Raises:
+      ValueError: if ``decay`` is a number outside ``(0, 1]`` or a layer is named twice;
+        at ``init``, as `layerwise`.
+
+    Reference:
+      Howard and Ruder, *ULMFiT* (2018), arXiv:1801.06146, section 3.2.
+
+    Example:
+      >>> optimizer = layerwise_decay(1e-2, decay=0.1, layers=["body", "head"])
+      >>> grads = {"body": jnp.ones(1), "head": jnp.ones(1)}
+      >>> update, _ = optimizer.update(grads, optimizer.init(grads))
+      >>> [f"{float(update[layer][0]):.0e}" for layer in ("body", "head")]
+      ['-1e-03', '-1e-02']
+    """
+    if isinstance(decay, int | float) and not 0 < decay <= 1:
+        raise ValueError(f"decay must be in (0, 1], got {decay}")
+    if isinstance(layers, str) or len(set(layers)) < len(layers):
+        raise ValueError(f"layers must be distinct patterns in a list, got {layers!r}")
+
+    depths = reversed(range(len(layers)))
+    rates = {
+        layer: _times(learning_rate, decay**depth)
+        for layer, depth in zip(layers, depths, strict=True)
+    }
+    return layerwise(rates, default, direction, weight_decay, weight_decay_mask)
+
+
+def _times(rate: optax.ScalarOrSchedule, factor: Scalar) -> optax.ScalarOrSchedule:
+    if callable(rate):
+        return lambda step: jnp.asarray(rate(step)) * factor
+    return rate * factor
+
+
+def _check_patterns(learning_rates, default, params):
+    """Refuse leaves without a rate and patterns without a leaf."""
+    paths = [path for path, _ in named_leaves(unbox(params))]
+    patterns = list(learning_rates)
+    unmatched = [p for p in paths if not any(re.search(q, p) for q in patterns)]
+    unused = [q for q in patterns if not any(re.search(q, p) for p in paths)]
+    if unmatched and default is None:
+        raise ValueError(
+            f"no pattern of {patterns} matches {unmatched}, and there is no default"
+        )
+    if paths and unused:
+        raise ValueError(f"patterns {unused} match no leaf of {paths}")

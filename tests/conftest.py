@@ -1,0 +1,13 @@
+"""A rank that broadcasts by accident is an error; float64 comes by fixture."""
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def float64():
+    """Parity and laws run in float64; models and contracts in JAX's default mode."""
+    with jax.enable_x64(True):
+        yield

@@ -1,0 +1,1 @@
+"""Slow PyTorch reference optimizers, one a file, written from their equations."""
