@@ -93,8 +93,8 @@ def ema(decay: float | Array, debias: bool = True) -> Accumulator:
     r"""Exponential moving average, :math:`a_t = \beta a_{t-1} + (1 - \beta) s_t`.
 
     Args:
-      decay: :math:`\beta`, in ``[0, 1)``. A traced value is raised to the power of the
-        step in at least 32 bits, but keeps the digits it came with.
+      decay: :math:`\beta`, in ``[0, 1)``. It is raised to the power of the step in
+        the dtype of the memory; a traced bfloat16 keeps the digits it came with.
       debias: read :math:`a_t / (1 - \beta^t)`, which corrects for :math:`a_0 = 0`.
 
     Returns:
@@ -118,9 +118,7 @@ def ema(decay: float | Array, debias: bool = True) -> Accumulator:
         return decay * memory + (1 - decay) * statistic
 
     def corrected(memory, step):
-        beta = decay
-        if not isinstance(decay, int | float):
-            beta = jnp.asarray(decay, jnp.promote_types(decay, jnp.float32))
+        beta = jnp.asarray(decay, memory.dtype)
         return memory / (1 - beta**step)
 
     return Accumulator(jnp.zeros_like, update, corrected if debias else _as_is)

@@ -259,8 +259,8 @@ def describe(params: Any, layout: Layout | Neurons | MatrixAxes = FLAX) -> None:
     """Print what ``layout`` takes for the neurons of every leaf of ``params``.
 
     The note says ``check`` where the rank exceeds what the name explains (a scanned
-    stack whose layers would be merged, say): name its axes by `Layout.override`. Beside
-    a bias it names the kernel whose rate ``bias="kernel"`` uses.
+    stack whose layers would be merged, say): name its axes by `Layout.override`. Of a
+    bias it names the kernel beside it, whose rate ``bias="kernel"`` uses.
 
     Args:
       params: tree of arrays or ``jax.ShapeDtypeStruct``.
@@ -271,7 +271,7 @@ def describe(params: Any, layout: Layout | Neurons | MatrixAxes = FLAX) -> None:
       >>> layer = {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}
       >>> describe({"Dense_0": layer, "scanned": {"kernel": jnp.ones((4, 3, 2))}})
       path            shape      output  stack  fan-in  neurons  note
-      Dense_0/bias    (2,)       (0,)    ()     1       2        of Dense_0/kernel
+      Dense_0/bias    (2,)       (0,)    ()     1       2        beside Dense_0/kernel
       Dense_0/kernel  (3, 2)     (1,)    ()     3       2
       scanned/kernel  (4, 3, 2)  (2,)    ()     12      2        check
     """
@@ -292,7 +292,7 @@ def describe(params: Any, layout: Layout | Neurons | MatrixAxes = FLAX) -> None:
 def _note(path: str, shapes: Mapping[str, tuple[int, ...]], layout: Layout) -> str:
     kernel = kernel_of(path, shapes)
     if kernel is not None and len(shapes[kernel]) > 1:
-        return f"of {kernel}"
+        return f"beside {kernel}"
     if re.search(r"(^|/)(bias|b)$", path):
         return "own statistic"
     unexplained = layout.rule(path, len(shapes[path])) is None

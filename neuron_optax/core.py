@@ -28,14 +28,22 @@ from neuron_optax.statistics import Statistic
 
 
 class NeuronState(NamedTuple):
-    """State of `scale_per_neuron`; every field but ``step`` is a tree like the params.
+    """State that holds one number per neuron.
 
     Attributes:
       step: number of updates so far, int32.
-      memory: what the accumulator remembers, fan-in axes at length 1.
-      rate: the factor last applied, before the learning rate, fan-in axes at length 1;
+      memory: what the accumulator remembers; a tree like the params, fan-in axes at
+        length 1. ``()`` where nothing is remembered.
+      rate: the factor last applied; a tree like the params, fan-in axes at length 1.
+        The learning rate is not in it, but of `scale_by_layer` it is the factor.
         ``()`` if it is not stored.
       direction: state of the direction.
+
+    Example:
+      >>> from neuron_optax import neuron_adagrad
+      >>> state = neuron_adagrad(0.1).init({"kernel": jnp.ones((3, 2))})
+      >>> optax.tree.get(state, "NeuronState").rate["kernel"].tolist()
+      [[1.0, 1.0]]
     """
 
     step: jax.Array
@@ -192,13 +200,15 @@ def _lend(tree, layout):
 
     def lent(path, own):
         kernel = kernel_of(path, leaves)
-        if kernel is None or np.ndim(leaves[kernel]) == 1:
+        if kernel is None:
             return own
         if isinstance(leaves[kernel], optax.MaskedNode):
             raise ValueError(
                 f"{path} uses the rate of {kernel}, which is masked away: keep both "
                 "under one mask or label, or use bias='own'"
             )
+        if leaves[kernel].ndim < 2:  # a normalisation's weight
+            return own
         return _view(leaves[kernel], kernel, own, path, layout)
 
     return map_named(lent, tree)

@@ -50,10 +50,11 @@ def neuron_adagrad(
         ``PER_ENTRY`` is AdaGrad itself.
       bias: whose factor a bias uses, see `scale_per_neuron`.
       low: least factor; ``None`` for no bound.
-      high: largest factor; ``None`` for no bound.
-      redistribute: divide the factors of a layer by their mean, before the bounds. A
-        neuron that was never active has the factor :math:`1/\epsilon`, so start from
-        a positive ``initial_accumulator_value``.
+      high: largest factor; ``None`` for no bound. That of a neuron without gradient so
+        far is :math:`1/\epsilon`, which no update shows, but every report of rates.
+      redistribute: divide the factors of a layer by their mean, before the bounds. One
+        neuron at :math:`1/\epsilon` would starve the others: start from a positive
+        ``initial_accumulator_value``.
 
     Returns:
       A chain; its `NeuronState` holds :math:`a` with fan-in axes of length 1.
@@ -114,7 +115,8 @@ def neuron_rmsprop(
         ``PER_ENTRY`` is RMSprop itself.
       bias: whose factor a bias uses, see `scale_per_neuron`.
       low: least factor; ``None`` for no bound.
-      high: largest factor; ``None`` for no bound.
+      high: largest factor; ``None`` for no bound. That of a neuron without gradient so
+        far is :math:`1/\epsilon`, which no update shows, but every report of rates.
       redistribute: divide the factors of a layer by their mean, before the bounds.
 
     Returns:
@@ -178,7 +180,8 @@ def adam_mini(
         ``PER_ENTRY`` is Adam itself.
       bias: whose factor a bias uses, see `scale_per_neuron`.
       low: least factor; ``None`` for no bound.
-      high: largest factor; ``None`` for no bound.
+      high: largest factor; ``None`` for no bound. That of a neuron without gradient so
+        far is :math:`1/\epsilon`, which no update shows, but every report of rates.
       redistribute: divide the factors of a layer by their mean, before the bounds.
 
     Returns:

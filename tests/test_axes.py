@@ -1,0 +1,202 @@
+"""Layouts find the neurons of every leaf, and refuse what makes no sense."""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen, nnx
+
+from neuron_optax import (
+    FLAX,
+    PER_ENTRY,
+    PER_LAYER,
+    TORCH,
+    Layout,
+    Neurons,
+    Rule,
+    adam_mini,
+    describe,
+)
+from neuron_optax.axes import as_layout
+
+FAN_IN = {  # layout, path, shape: the axes that are reduced
+    "dense": (FLAX, "Dense_0/kernel", (3, 4), (0,)),
+    "bias": (FLAX, "Dense_0/bias", (4,), ()),
+    "conv": (FLAX, "Conv_0/kernel", (3, 3, 2, 5), (0, 1, 2)),
+    "conv1d": (FLAX, "conv1/kernel", (3, 2, 5), (0, 1)),
+    "embedding": (FLAX, "Embed_0/embedding", (7, 2), (1,)),
+    "scale": (FLAX, "LayerNorm_0/scale", (3, 5), ()),
+    "query": (FLAX, "attn/query/kernel", (5, 3, 4), (0,)),
+    "query bias": (FLAX, "attn/query/bias", (3, 4), ()),
+    "attention out": (FLAX, "attn/out/kernel", (3, 4, 7), (0, 1)),
+    "a Dense named query": (FLAX, "query/kernel", (5, 7), (0,)),
+    "scalar": (FLAX, "PReLU_0/negative_slope", (), ()),
+    "unknown": (FLAX, "blocks/kernel", (6, 3, 4), (0, 1)),
+    "torch linear": (TORCH, "fc/weight", (4, 3), (1,)),
+    "torch conv": (TORCH, "conv/weight", (5, 2, 3, 3), (1, 2, 3)),
+    "torch embedding": (TORCH, "embed/weight", (7, 2), (1,)),
+    "equinox conv bias": (TORCH, "conv/bias", (5, 1, 1), ()),
+    "torch norm": (TORCH, "norm1/weight", (3, 5), ()),
+    "entry": (PER_ENTRY, "Dense_0/kernel", (3, 4), ()),
+    "layer": (PER_LAYER, "Dense_0/kernel", (3, 4), (0, 1)),
+    "layer bias": (PER_LAYER, "Dense_0/bias", (4,), (0,)),
+    "one Neurons": (as_layout(Neurons((0,))), "w", (3, 4), (1,)),
+    "one Neurons, rank 1": (as_layout(Neurons((0,))), "b", (4,), ()),
+    "stack": (as_layout(Neurons((-1,), stack=(0,))), "w", (6, 3, 4), (1,)),
+    "all but a stack": (as_layout(Neurons(..., stack=(0,))), "w", (6, 3, 4), ()),
+    "muon": (as_layout(optax.contrib.MuonDimensionNumbers()), "w", (3, 4), (0,)),
+    "muon batch": (
+        as_layout(optax.contrib.MuonDimensionNumbers((1,), -1)),
+        "w",
+        (6, 3, 4),
+        (1,),
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("layout", "path", "shape", "fan_in"), FAN_IN.values(), ids=FAN_IN
+)
+def test_fan_in_is_what_the_layer_sums_over(layout, path, shape, fan_in):
+    assert layout.axes(path, shape).fan_in == fan_in
+
+
+WRONG = {
+    "out of range": (Neurons((2,)), r"a/w.*\(3, 4\).*\[-2, 2\).*output=\(2,\)"),
+    "negative": (Neurons((-3,)), r"a/w.*output=\(-3,\)"),
+    "repeated": (Neurons((1, -1)), r"a/w.*distinct.*output=\(1, -1\)"),
+    "overlapping": (Neurons((0,), stack=(0,)), r"a/w.*stack=\(0,\)"),
+    "stack out of range": (Neurons(..., stack=(5,)), r"a/w.*stack=\(5,\)"),
+    "muon": (optax.contrib.MuonDimensionNumbers(0, 0), "a/w.*MuonDimensionNumbers"),
+    "muon range": (optax.contrib.MuonDimensionNumbers(0, 2), "a/w.*rank 2"),
+}
+
+
+@pytest.mark.parametrize(("neurons", "message"), WRONG.values(), ids=WRONG)
+def test_axes_that_do_not_exist_raise_naming_the_leaf(neurons, message):
+    params = {"a": {"w": jnp.ones((3, 4))}}
+    with pytest.raises(ValueError, match=message):
+        adam_mini(0.1, neurons=neurons).init(params)
+
+
+@pytest.mark.parametrize(
+    "neurons", [Neurons(blocks=((1, 2),)), Neurons(reduce_over=("x",))]
+)
+def test_what_is_not_built_yet_says_so(neurons):
+    with pytest.raises(NotImplementedError, match="w: blocks and reduce_over"):
+        adam_mini(0.1, neurons=neurons).init({"w": jnp.ones((3, 4))})
+
+
+def test_a_bad_pattern_raises_at_construction():
+    with pytest.raises(ValueError, match=r"layout rule '\('"):
+        Layout(rules=(Rule("(", Neurons()),))
+
+
+def test_the_first_rule_wins_and_override_goes_first():
+    layout = FLAX.override({"Dense_1": Neurons((0,)), "Dense": Neurons(...)})
+    assert layout.axes("Dense_1/kernel", (3, 4)).fan_in == (1,)
+    assert layout.axes("Dense_0/kernel", (3, 4)).fan_in == ()
+    assert FLAX.axes("Dense_1/kernel", (3, 4)).fan_in == (0,)
+
+
+def test_a_layout_is_hashable_and_not_callable():
+    assert hash(FLAX) == hash(Layout(FLAX.rules, FLAX.fallback)) and not callable(FLAX)
+
+
+def test_paths_agree_between_containers():
+    params = {"Dense_0": {"kernel": jnp.ones((3, 4)), "bias": jnp.ones(4)}}
+    layout = FLAX.override({"^Dense_0/kernel$": Neurons((0,))})
+    state = adam_mini(0.1, neurons=layout).init(linen.FrozenDict(params))
+    assert optax.tree.get(state, "memory")["Dense_0"]["kernel"].shape == (3, 1)
+    boxed = nnx.State({"Dense_0": {"kernel": nnx.Param(jnp.ones((3, 4)))}})
+    state = adam_mini(0.1, neurons=layout).init(boxed)
+    assert optax.tree.get(state, "memory")["Dense_0"]["kernel"].shape == (3, 1)
+
+
+class Model(linen.Module):
+    """One of each layer that FLAX covers."""
+
+    @linen.compact
+    def __call__(self, tokens, image):
+        """Run all."""
+        x = linen.LayerNorm()(linen.Embed(7, 6)(tokens))
+        x = linen.MultiHeadDotProductAttention(num_heads=3)(x, x)
+        y = linen.BatchNorm(use_running_average=True)(linen.Conv(5, (3, 3))(image))
+        return x, linen.Dense(4, use_bias=False)(y)
+
+
+def test_describe_shows_every_leaf_and_marks_what_a_name_does_not_explain(capsys):
+    shapes = jax.eval_shape(
+        Model().init, jax.random.key(0), jnp.ones((2, 4), int), jnp.ones((1, 8, 8, 2))
+    )
+    stacked = {"kernel": np.ones((2, 6, 6)), "bias": np.ones((2, 6))}
+    describe({**shapes["params"], "scanned": stacked, "lone": {"bias": np.ones(3)}})
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert len(lines) == 1 + 19
+    words = {path: " ".join(line.split()) for path, line in lines.items()}
+    attention = "MultiHeadDotProductAttention_0"
+    assert words["Conv_0/kernel"] == "Conv_0/kernel (3, 3, 2, 5) (3,) () 18 5"
+    assert words["Embed_0/embedding"] == "Embed_0/embedding (7, 6) (0,) () 6 7"
+    assert words[f"{attention}/key/kernel"].endswith("(6, 3, 2) (1, 2) () 6 6")
+    assert words[f"{attention}/out/kernel"].endswith("(3, 2, 6) (2,) () 6 6")
+    assert words["scanned/kernel"].endswith("(2, 6, 6) (2,) () 12 6 check")
+    assert words["scanned/bias"].endswith("beside scanned/kernel")
+    assert words["lone/bias"].endswith("own statistic")
+    assert words["LayerNorm_0/bias"].endswith("own statistic")
+    assert sum("check" in line for line in lines.values()) == 1
+
+
+def test_describe_does_not_mark_what_an_override_names(capsys):
+    layout = FLAX.override({"scanned/kernel": Neurons((2,), stack=(0,))})
+    describe({"scanned": {"kernel": np.ones((2, 6, 5))}}, layout)
+    assert capsys.readouterr().out.splitlines()[1].split()[-2:] == ["6", "10"]
+
+
+def test_stacked_copies_are_trained_as_if_alone():
+    rng = np.random.default_rng(0)
+    tree = lambda: {
+        "kernel": jnp.asarray(rng.normal(size=(3, 4, 5)), jnp.float32),
+        "bias": jnp.asarray(rng.normal(size=(3, 5)), jnp.float32),
+    }
+    params, grads = tree(), tree()
+    layout = FLAX.override({"kernel": Neurons((-1,), stack=(0,))})
+    options = {"redistribute": True, "bias": "kernel"}
+    stacked = adam_mini(0.1, neurons=layout, **options)
+    updates, _ = stacked.update(grads, stacked.init(params), params)
+    alone = adam_mini(0.1, **options)
+    merged, _ = alone.update(grads["kernel"], alone.init(params["kernel"]))
+    for copy in range(3):
+        part = lambda tree, copy=copy: jax.tree.map(lambda leaf: leaf[copy], tree)
+        expected, _ = alone.update(part(grads), alone.init(part(params)))
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6),
+            part(updates),
+            expected,
+        )
+    assert not np.allclose(merged, updates["kernel"], rtol=1e-2)
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_a_bias_finds_its_copy_wherever_the_stack_axis_lies(axis):
+    kernel = np.random.default_rng(0).normal(size=(4, 3, 4))  # 4 copies, in 3, out 4
+    bias = np.ones((4, 4))  # square: sizes do not tell copies from neurons
+    moved = {
+        "kernel": jnp.asarray(np.moveaxis(kernel, 0, axis)),
+        "bias": jnp.asarray(np.moveaxis(bias, 0, axis)),
+    }
+    output = {0: -1, 1: -1, -1: 1}[axis]
+    layout = FLAX.override({"kernel": Neurons((output,), stack=(axis,))})
+    optimizer = adam_mini(0.1, neurons=layout, bias="kernel")
+    _, state = optimizer.update(moved, optimizer.init(moved))
+    rate = optax.tree.get(state, "rate")
+    wanted = 1 / np.sqrt(np.mean(np.square(kernel), axis=1))
+    np.testing.assert_allclose(np.moveaxis(rate["bias"], axis, 0), wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize("wrong", [lambda leaf: (0,), "last", (0,), None])
+def test_neurons_of_another_type_raise(wrong):
+    with pytest.raises(TypeError, match="neurons must be a Layout"):
+        inspect.unwrap(as_layout)(wrong)  # without the type checker of the tests

@@ -1,0 +1,157 @@
+"""A whole network takes the same 50 steps in torch and in Flax."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen
+
+import neuron_optax
+from tests.cases import CASES, oracle
+
+torch = pytest.importorskip("torch")
+
+STEPS = 50
+TOLERANCE = 1e-10  # float64; the order of summation differs and 50 steps feed it back
+WIDTHS = (10, 20, 10, 2)
+LAYERS = [f"Dense_{depth}" for depth in range(3)]
+RATE = 0.01
+
+
+class Mlp(linen.Module):
+    """Three linear layers with ReLU between them."""
+
+    @linen.compact
+    def __call__(self, x):
+        """Return the logits."""
+        x = linen.relu(linen.Dense(WIDTHS[1])(x))
+        x = linen.relu(linen.Dense(WIDTHS[2])(x))
+        return linen.Dense(WIDTHS[3])(x)
+
+
+class Twin(torch.nn.Module):
+    """The same network in torch, with the weights of ``params``."""
+
+    def __init__(self, params):
+        super().__init__()
+        self.layers = torch.nn.ModuleList(
+            torch.nn.Linear(*sizes, dtype=torch.float64)
+            for sizes in itertools.pairwise(WIDTHS)
+        )
+        with torch.no_grad():
+            for name, layer in zip(LAYERS, self.layers, strict=True):
+                layer.weight.copy_(torch.tensor(params[name]["kernel"].T.copy()))
+                layer.bias.copy_(torch.tensor(params[name]["bias"]))
+
+    def forward(self, x):
+        """Return the logits."""
+        for layer in self.layers[:-1]:
+            x = torch.relu(layer(x))
+        return self.layers[-1](x)
+
+
+def oracle_of(name):
+    return lambda groups: oracle(CASES[name].oracle)(groups, RATE)
+
+
+def layerwise_oracle(groups):
+    rates = [{**g, "lr": rate} for g, rate in zip(groups, RATES.values(), strict=True)]
+    return oracle("layerwise:Layerwise")(rates, RATE)
+
+
+def layerwise_decay_oracle(groups):
+    return oracle("layerwise_decay:LayerwiseDecay")(groups, RATE, 0.5)
+
+
+RATES = {"Dense_0": 0.001, "Dense_1": 0.01, "Dense_2": 0.03}
+STRATEGIES = {
+    name: (lambda case=case: case.build(RATE), oracle_of(name))
+    for name, case in CASES.items()
+}
+STRATEGIES["layerwise"] = (
+    lambda: neuron_optax.layerwise(RATES),
+    layerwise_oracle,
+)
+STRATEGIES["layerwise_decay"] = (
+    lambda: neuron_optax.layerwise_decay(RATE, 0.5, LAYERS),
+    layerwise_decay_oracle,
+)
+
+
+def start():
+    rng = np.random.default_rng(0)
+    return {
+        name: {"kernel": rng.normal(size=(n, m)) / np.sqrt(n), "bias": np.zeros(m)}
+        for name, n, m in zip(LAYERS, WIDTHS[:-1], WIDTHS[1:], strict=True)
+    }
+
+
+def batches():
+    rng = np.random.default_rng(1)
+    for _ in range(STEPS):
+        x = rng.normal(size=(16, WIDTHS[0]))
+        yield x, (x[:, 0] > 0).astype(int)
+
+
+def in_flax(optimizer):
+    """Yield the loss and the params after every step."""
+    model, params = Mlp(), jax.tree.map(jnp.asarray, start())
+    state = optimizer.init(params)
+
+    @jax.jit
+    def step(params, state, x, y):
+        def loss_of(params):
+            logits = model.apply({"params": params}, x)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+
+        loss, grads = jax.value_and_grad(loss_of)(params)
+        updates, state = optimizer.update(grads, state, params)
+        return loss, optax.apply_updates(params, updates), state
+
+    for x, y in batches():
+        loss, params, state = step(params, state, x, y)
+        yield float(loss), params
+
+
+def in_torch(build):
+    """Yield the loss and the weights after every step."""
+    model = Twin(start())
+    optimizer = build([{"params": [*layer.parameters()]} for layer in model.layers])
+    for x, y in batches():
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(
+            model(torch.tensor(x)), torch.tensor(y)
+        )
+        loss.backward()
+        optimizer.step()
+        yield loss.item(), model.layers
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(("build", "twin"), STRATEGIES.values(), ids=STRATEGIES)
+def test_a_network_trains_alike_in_flax_and_torch(build, twin):
+    losses = []
+    pairs = zip(in_flax(build()), in_torch(twin), strict=True)
+    for step, ((loss, params), (expected, layers)) in enumerate(pairs, start=1):
+        losses.append(loss)
+        np.testing.assert_allclose(loss, expected, rtol=TOLERANCE)
+        for name, layer in zip(LAYERS, layers, strict=True):
+            for ours, theirs in (("kernel", layer.weight.T), ("bias", layer.bias)):
+                np.testing.assert_allclose(
+                    params[name][ours],
+                    theirs.detach(),
+                    rtol=TOLERANCE,
+                    atol=TOLERANCE,
+                    err_msg=f"step {step}, {name}/{ours}",
+                )
+    assert len(losses) == STEPS and np.mean(losses[-5:]) < np.mean(losses[:5])
+
+
+@pytest.mark.usefixtures("float64")
+def test_the_comparison_notices_another_strategy():
+    *_, (_, params) = in_flax(neuron_optax.neuron_rmsprop(RATE))
+    *_, (_, layers) = in_torch(oracle_of("neuron_adagrad"))
+    assert not np.allclose(params["Dense_1"]["kernel"], layers[1].weight.T.detach())

@@ -1,0 +1,147 @@
+"""Every strategy takes the steps of its PyTorch oracle, parameters and state."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import neuron_optax
+from tests.cases import SHAPES, STEPS, draw, gradients, oracle, variants
+
+torch = pytest.importorskip("torch")
+
+TOLERANCE = 1e-12  # float64 on both sides: only the order of summation differs
+GRANULARITIES = {  # our layout, the view in which the oracle finds its rows
+    "neuron": (neuron_optax.FLAX, lambda rows: rows),
+    "entry": (neuron_optax.PER_ENTRY, lambda rows: rows.reshape(-1, 1)),
+    "layer": (neuron_optax.PER_LAYER, lambda rows: rows.reshape(1, -1)),
+}
+
+
+def in_torch(leaf):
+    """Move the output axis of a Flax leaf first."""
+    return np.ascontiguousarray(np.moveaxis(np.asarray(leaf), -1, 0))
+
+
+def ours(case, changed, layout, bias, steps=STEPS, dtype=np.float64):
+    """Yield parameters and state after every step."""
+    changed = {"learning_rate": case.learning_rate, **changed}
+    optimizer = case.build(**changed, neurons=layout, bias=bias)
+    cast = lambda tree: jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), tree)
+    params = cast(draw(1))
+    state = optimizer.init(params)
+    update = jax.jit(optimizer.update)
+    for grads in gradients(steps):
+        updates, state = update(cast(grads), state, params)
+        params = optax.apply_updates(params, updates)
+        yield params, state
+
+
+def theirs(case, changed, view, bias, steps=STEPS):
+    """Yield parameters and state of the oracle after every step, as trees like ours."""
+    changed = {"learning_rate": case.learning_rate, **changed}
+    rate = changed.pop("learning_rate")
+    rate = rate if callable(rate) else optax.constant_schedule(rate)
+    if case.bias == "kernel":
+        changed["share_bias"] = bias == "kernel"
+    params = jax.tree.map(lambda leaf: torch.tensor(view(in_torch(leaf))), draw(1))
+    groups = [{"params": [of["kernel"], of["bias"]]} for of in params.values()]
+    optimizer = oracle(case.oracle)(groups, 0.0, **changed)
+    for step, grads in enumerate(gradients(steps)):
+        for group in optimizer.param_groups:
+            group["lr"] = float(rate(step))
+        for layer, of in params.items():
+            for name, leaf in of.items():
+                leaf.grad = torch.tensor(view(in_torch(grads[layer][name])))
+        optimizer.step()
+        yield params, optimizer.state
+
+
+def compare(actual, expected, tolerance, message):
+    np.testing.assert_allclose(
+        in_torch(actual).ravel(),
+        np.asarray(expected).ravel(),
+        rtol=tolerance,
+        atol=tolerance,
+        err_msg=message,
+    )
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize(("case", "changed"), variants().values(), ids=variants())
+def test_every_step_matches_pytorch(case, changed, granularity):
+    layout, view = GRANULARITIES[granularity]
+    changed = dict(changed)
+    bias = changed.pop("bias", case.bias)
+    bias = "own" if granularity == "entry" else bias
+    pairs = zip(
+        ours(case, changed, layout, bias),
+        theirs(case, changed, view, bias),
+        strict=True,
+    )
+    for step, ((params, state), (expected, memory)) in enumerate(pairs, start=1):
+        for layer, of in expected.items():
+            for name, leaf in of.items():
+                where = f"step {step}, {layer}/{name}"
+                compare(params[layer][name], leaf, TOLERANCE, where)
+                for field, key in case.state.items():
+                    actual = optax.tree.get(state, field)[layer][name]
+                    compare(actual, memory[leaf][key], TOLERANCE, f"{where}, {key}")
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("bias", ["own", "kernel"])
+@pytest.mark.parametrize(
+    ("case", "changed"), variants(["default"]).values(), ids=variants(["default"])
+)
+def test_the_rate_of_a_bias_matters(case, changed, bias):
+    other = {"own": "kernel", "kernel": "own"}[bias]
+    *_, (params, _) = ours(case, changed, neuron_optax.FLAX, bias, steps=3)
+    *_, (others, _) = ours(case, changed, neuron_optax.FLAX, other, steps=3)
+    for layer in SHAPES:
+        kernel, bias_ = (
+            params[layer][n] - others[layer][n] for n in ("kernel", "bias")
+        )
+        assert not kernel.any() and bias_.any()
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(
+    ("case", "changed"), variants(["default"]).values(), ids=variants(["default"])
+)
+def test_comparison_notices_neurons_on_the_wrong_axis(case, changed):
+    wrong = neuron_optax.FLAX.override({"Dense_1/kernel": neuron_optax.Neurons((0,))})
+    *_, (params, _) = ours(case, changed, wrong, "own")
+    *_, (expected, _) = theirs(case, changed, lambda rows: rows, "own")
+    kernel, right = params["Dense_1"]["kernel"], expected["Dense_1"]["kernel"]
+    assert not np.allclose(in_torch(kernel), right, rtol=1e-3)  # by far
+
+
+@pytest.mark.parametrize(
+    ("case", "changed"), variants(["default"]).values(), ids=variants(["default"])
+)
+def test_float32_differs_by_its_roundings_only(case, changed):
+    *_, (params, _) = ours(
+        case, changed, neuron_optax.FLAX, case.bias, dtype=np.float32
+    )
+    pairs = theirs(case, changed, lambda rows: rows, case.bias)
+    before, largest = draw(1), 0.0
+    for expected, _ in pairs:
+        for layer, of in expected.items():
+            for name, leaf in of.items():
+                now = np.moveaxis(leaf.numpy(), 0, -1)
+                largest = max(largest, np.abs(now - before[layer][name]).max())
+                before[layer][name] = now.copy()
+    # A step rounds the update at most fan-in + 10 times and the parameter once.
+    fan_in, size = 12, max(np.abs(leaf).max() for leaf in jax.tree.leaves(before))
+    eps = np.finfo(np.float32).eps
+    tolerance = STEPS * eps * ((fan_in + 10) * largest + size)
+    for layer, of in before.items():
+        for name, leaf in of.items():
+            assert params[layer][name].dtype == np.float32
+            np.testing.assert_allclose(
+                params[layer][name], leaf, rtol=0, atol=tolerance
+            )
+            assert not np.array_equal(params[layer][name], leaf)
