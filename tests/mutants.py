@@ -1,0 +1,218 @@
+"""Small errors a reviewer could make, each with the tests that must notice it."""
+
+from typing import NamedTuple
+
+
+class Mutant(NamedTuple):
+    """Replace ``right`` by ``wrong`` in ``file``; ``tests`` must then fail."""
+
+    file: str
+    right: str
+    wrong: str
+    tests: str
+
+
+PARITY = "tests/test_parity.py -k neuron"
+GRADIENTS, WEIGHTS = "strategies/gradients.py", "strategies/weights.py"
+LAYERS, ALIAS = "strategies/layers.py", "strategies/alias.py"
+
+MUTANTS = {
+    "sum instead of mean": Mutant(
+        "statistics.py",
+        "sum_square(update, param, fan_in) / max(count, 1)",
+        "sum_square(update, param, fan_in)",
+        PARITY,
+    ),
+    "norm of the update instead of the weights": Mutant(
+        "statistics.py",
+        "return norm(_weights(param), None, fan_in)",
+        "return norm(update, None, fan_in)",
+        "tests/test_parity.py -k weight_norm",
+    ),
+    "rms over one entry too many": Mutant(
+        "statistics.py",
+        "jnp.sqrt(mean_square(_weights(param), None, fan_in))",
+        "jnp.sqrt(sum_square(_weights(param), None, fan_in))",
+        "tests/test_parity.py -k norm-neuron",
+    ),
+    "gradient through the norm": Mutant(
+        "statistics.py",
+        "return jax.lax.stop_gradient(param)",
+        "return param",
+        "tests/test_core.py -k gradient_flows",
+    ),
+    "trust ratio upside down": Mutant(
+        "statistics.py",
+        "weight / jnp.where(defined, gradient, 1.0)",
+        "gradient / jnp.where(defined, weight, 1.0)",
+        "tests/test_parts.py",
+    ),
+    "eps inside the root": Mutant(
+        "rates.py",
+        "1 / (jnp.sqrt(value) + eps)",
+        "1 / jnp.sqrt(value + eps)",
+        PARITY,
+    ),
+    "minus the norm": Mutant(
+        "rates.py",
+        "1 + slope * value",
+        "1 - slope * value",
+        "tests/test_parity.py -k weight_norm",
+    ),
+    "no upper bound": Mutant(
+        "rates.py",
+        "jnp.clip(rate.apply(value, neurons), low, high)",
+        "jnp.clip(rate.apply(value, neurons), low, None)",
+        "tests/test_parity.py -k bounds-neuron",
+    ),
+    "sum over neurons instead of mean": Mutant(
+        "rates.py",
+        "mean = jnp.mean(factor",
+        "mean = jnp.sum(factor",
+        "tests/test_parity.py -k redistribute-neuron",
+    ),
+    "bounds before redistribution": Mutant(
+        ALIAS,
+        "return bounded(redistributed(rate) if redistribute else rate, low, high)",
+        "rate = bounded(rate, low, high)\n"
+        "    return redistributed(rate) if redistribute else rate",
+        "tests/test_parity.py -k redistribute_bounds-neuron",
+    ),
+    "bias correction one step late": Mutant(
+        "accumulators.py",
+        "memory / (1 - beta**step)",
+        "memory / (1 - beta ** (step + 1))",
+        "tests/test_parity.py -k adam_mini",
+    ),
+    "no bias correction": Mutant(
+        GRADIENTS,
+        "        ema(b2),",
+        "        ema(b2, debias=False),",
+        "tests/test_parity.py -k adam_mini",
+    ),
+    "bias correction where there is none": Mutant(
+        GRADIENTS,
+        "ema(decay, debias=False)",
+        "ema(decay)",
+        "tests/test_parity.py -k neuron_rmsprop",
+    ),
+    "the new statistic at full weight": Mutant(
+        "accumulators.py",
+        "decay * memory + (1 - decay) * statistic",
+        "decay * memory + statistic",
+        "tests/test_parity.py -k neuron_rmsprop",
+    ),
+    "initial value forgotten": Mutant(
+        "accumulators.py",
+        "lambda blank: jnp.full_like(blank, initial)",
+        "jnp.zeros_like",
+        "tests/test_parity.py -k initial-neuron",
+    ),
+    "b2 as the decay of the momentum": Mutant(
+        GRADIENTS,
+        "direction=optax.ema(b1)",
+        "direction=optax.ema(b2)",
+        "tests/test_parity.py -k adam_mini",
+    ),
+    "neurons on the first axis": Mutant(
+        "axes.py",
+        "output: tuple[int, ...] | EllipsisType = (-1,)",
+        "output: tuple[int, ...] | EllipsisType = (0,)",
+        PARITY,
+    ),
+    "one neuron per feature of an embedding": Mutant(
+        "axes.py",
+        r'Rule(r"(^|/)embedding$", Neurons(output=(0,)), ranks=(2,))',
+        r'Rule(r"(^|/)embedding$", Neurons(output=(1,)), ranks=(2,))',
+        "tests/test_axes.py",
+    ),
+    "heads merged": Mutant(
+        "axes.py",
+        "Neurons(output=(1, 2)), ranks=(3,)",
+        "Neurons(output=(2,)), ranks=(3,)",
+        "tests/test_axes.py",
+    ),
+    "torch weights the Flax way": Mutant(
+        "axes.py",
+        "    fallback=Neurons(output=(0,)),",
+        "    fallback=Neurons(output=(-1,)),",
+        "tests/test_axes.py",
+    ),
+    "stack axes of a bias forgotten": Mutant(
+        "core.py",
+        "theirs = theirs._replace(stack=ours.stack)",
+        "pass",
+        "tests/test_axes.py -k stack",
+    ),
+    "copies and neurons swapped": Mutant(
+        "core.py",
+        "jnp.transpose(array, ours.stack + ours.output + ours.fan_in)",
+        "jnp.transpose(array, ours.output + ours.stack + ours.fan_in)",
+        "tests/test_axes.py -k stack",
+    ),
+    "a bias with its own rate": Mutant(
+        WEIGHTS,
+        'bias: Bias = "kernel"',
+        'bias: Bias = "own"',
+        "tests/test_torch.py -k per_row",
+    ),
+    "overflow remembered": Mutant(
+        "core.py",
+        "memory = jax.tree.map(jnp.where, sound, memory, state.memory)",
+        "memory = memory",
+        "tests/test_core.py -k overflow",
+    ),
+    "overflow in the momentum": Mutant(
+        "core.py",
+        "lambda ok, g: jnp.where(ok, g, 0), sound, updates",
+        "lambda ok, g: g, sound, updates",
+        "tests/test_core.py -k overflow",
+    ),
+    "a bias of an overflowing kernel": Mutant(
+        "core.py",
+        "jax.tree.map(jnp.logical_and, finite, lend(finite))",
+        "finite",
+        "tests/test_core.py -k overflow",
+    ),
+    "step counted from zero": Mutant(
+        "core.py",
+        "rates = lend(factors(memory, step))",
+        "rates = lend(factors(memory, step - 1))",
+        "tests/test_parity.py -k adam_mini",
+    ),
+    "statistics in low precision": Mutant(
+        "core.py",
+        "jnp.promote_types(jnp.result_type(array), jnp.float32)",
+        "jnp.result_type(array)",
+        "tests/test_laws.py -k dtype",
+    ),
+    "decay inside the statistic": Mutant(
+        ALIAS,
+        "        scaled,\n        decoupled_decay(weight_decay, mask),",
+        "        decoupled_decay(weight_decay, mask),\n        scaled,",
+        "tests/test_parity.py -k weight_decay-neuron",
+    ),
+    "decay with the base rate of layers": Mutant(
+        LAYERS,
+        "        decoupled_decay(weight_decay, weight_decay_mask),\n"
+        "        scale_by_layer(learning_rates, default),",
+        "        scale_by_layer(learning_rates, default),\n"
+        "        decoupled_decay(weight_decay, weight_decay_mask),",
+        "tests/test_torch.py -k layerwise_is",
+    ),
+    "uphill": Mutant(
+        LAYERS, "optax.scale(-1.0)", "optax.scale(1.0)", "tests/test_torch.py -k layer"
+    ),
+    "the top layer slowest": Mutant(
+        LAYERS,
+        "depths = reversed(range(len(layers)))",
+        "depths = range(len(layers))",
+        "tests/test_torch.py -k layerwise_decay",
+    ),
+    "schedule one step ahead": Mutant(
+        LAYERS,
+        "rate = rates(updates, state.step)",
+        "rate = rates(updates, state.step + 1)",
+        "tests/test_torch.py -k layerwise_decay",
+    ),
+}

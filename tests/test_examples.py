@@ -1,0 +1,37 @@
+"""Every example runs from an empty directory, and its own assertions hold."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+PICTURES = {"train_digits": ["digits_rates.png"]}
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_example_runs_and_writes_its_pictures(example, tmp_path):
+    paths = str(ROOT), os.environ.get("PYTHONPATH", "")
+    finished = subprocess.run(
+        [sys.executable, str(example)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    written = sorted(path.name for path in tmp_path.iterdir())
+    assert written == PICTURES.get(example.stem, [])
+    for picture in written:
+        content = (tmp_path / picture).read_bytes()
+        assert content.startswith(b"\x89PNG\r\n\x1a\n")
+        assert 50_000 < len(content) < 500_000
+
+
+def test_there_are_examples():
+    assert {"train_digits", "train_flax_linen"} <= {path.stem for path in EXAMPLES}

@@ -1,0 +1,57 @@
+"""Every mutant of the package is killed by the tests named beside it."""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.mutants import MUTANTS
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+pytestmark = pytest.mark.slow
+
+
+def run(folder, tests):
+    """Run tests in a copy of the repository, stopping at the first failure."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+    return subprocess.run(
+        [*command, *tests.split(maxsplit=2)],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """Copy what the tests need."""
+    for name in ("neuron_optax", "tests"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=ignored)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_mutant_is_killed(name, copy):
+    mutant = MUTANTS[name]
+    path = copy / "neuron_optax" / mutant.file
+    source = path.read_text()
+    assert source.count(mutant.right) == 1, "the mutant no longer fits the source"
+    path.write_text(source.replace(mutant.right, mutant.wrong))
+    finished = run(copy, mutant.tests)
+    killer = [line for line in finished.stdout.splitlines() if "FAILED" in line]
+    print(f"mutant {name!r}: {killer[:1] or finished.stdout[-2000:]}")
+    assert finished.returncode == 1 and killer
+
+
+@pytest.mark.parametrize("tests", sorted({mutant.tests for mutant in MUTANTS.values()}))
+def test_the_tests_that_kill_mutants_pass_without_them(tests, copy):
+    finished = run(copy, tests)
+    assert finished.returncode == 0, finished.stdout[-2000:]
