@@ -1,18 +1,18 @@
 """Which axes of a leaf index its neurons: the first of the four parts of a strategy.
 
-Axes follow from path and shape alone. A path is the names from the root of a tree to
-a leaf, joined by '/': ``"Dense_0/kernel"``.
+Axes follow from path and shape alone; see `trees` for the paths.
 """
 
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from types import EllipsisType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import jax
 import numpy as np
+
+from neuron_optax.trees import named_leaves, unbox
 
 
 class Neurons(NamedTuple):
@@ -205,40 +205,6 @@ TORCH = Layout(
     fallback=Neurons(output=(0,)),
 )
 """PyTorch and Equinox: weights (out, in, ...), biases per entry."""
-
-
-def is_box(node: Any) -> bool:
-    """Whether ``node`` is a Flax box: an nnx Variable or linen metadata."""
-    return hasattr(node, "get_metadata") or hasattr(node, "replace_boxed")
-
-
-def unbox(tree: Any) -> Any:
-    """Return ``tree`` with the arrays themselves in place of the boxes around them."""
-
-    def content(node):
-        leaves = jax.tree.leaves(node)
-        return leaves[0] if leaves else node
-
-    return jax.tree.map(content, tree, is_leaf=is_box)
-
-
-def named_leaves(
-    tree: Any, is_leaf: Callable[[Any], bool] | None = None
-) -> Iterator[tuple[str, Any]]:
-    """Yield the path and value of every leaf."""
-    for keys, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf):
-        yield _path(keys), leaf
-
-
-def map_named(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
-    """Map ``function(path, leaf, *leaves of rest)`` over ``tree``."""
-    return jax.tree_util.tree_map_with_path(
-        lambda keys, *leaves: function(_path(keys), *leaves), tree, *rest
-    )
-
-
-def _path(keys: tuple[Any, ...]) -> str:
-    return jax.tree_util.keystr(keys, simple=True, separator="/")
 
 
 def kernel_of(path: str, paths: Collection[str]) -> str | None:

@@ -18,13 +18,11 @@ from neuron_optax.axes import (
     Neurons,
     as_layout,
     kernel_of,
-    map_named,
-    named_leaves,
     resolve,
-    unbox,
 )
 from neuron_optax.rates import Rate
 from neuron_optax.statistics import Statistic
+from neuron_optax.trees import map_named, named_leaves, rebox, unbox
 
 
 class NeuronState(NamedTuple):
@@ -144,22 +142,27 @@ def scale_per_neuron(
         )
 
     def update(updates, state, params=None, **extra_args):
-        _check_leaves(updates, state.memory, params)
-        _check_shapes(updates, state.memory, layout, "the state")
+        plain, weights = unbox(updates), unbox(params)
+        _check_leaves(plain, state.memory, weights)
+        _check_shapes(plain, state.memory, layout, "the state")
         step = jnp.asarray(optax.safe_increment(state.step))
-        measured = measure(updates, params)
+        measured = measure(plain, weights)
         memory = jax.tree.map(accumulator.update, state.memory, measured)
         finite = jax.tree.map(_both_finite, measured, memory)
         sound = jax.tree.map(jnp.logical_and, finite, lend(finite))
         memory = jax.tree.map(jnp.where, sound, memory, state.memory)
         rates = lend(factors(memory, step))
         rates = jax.tree.map(lambda ok, r: jnp.where(ok, r, 0), sound, rates)
-        clean = jax.tree.map(lambda ok, g: jnp.where(ok, g, 0), sound, updates)
+        clean = jax.tree.map(lambda ok, g: jnp.where(ok, g, 0), sound, plain)
+        clean = rebox(clean, updates)
         scaled, direction = inner.update(clean, state.direction, params, **extra_args)
-        scaled = jax.tree.map(lambda r, u: r * u, rates, scaled)
+        scaled = jax.tree.map(lambda r, u: r * u, rates, unbox(scaled))
         stored = rates if store_rate else ()
         state_out = NeuronState(step, memory, stored, direction)
-        return _cast_like(scaled, updates), _cast_like(state_out, state)
+        return (
+            rebox(_cast_like(scaled, plain), updates),
+            _cast_like(state_out, state),
+        )
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from neuron_optax.axes import map_named, named_leaves, unbox
 from neuron_optax.core import NeuronState
 from neuron_optax.strategies.alias import Scalar, decoupled_decay
+from neuron_optax.trees import map_named, named_leaves, rebox, unbox
 
 
 def scale_by_layer(
@@ -56,12 +56,13 @@ def scale_by_layer(
         return NeuronState(step, (), rates(unbox(params), step), ())
 
     def update(updates, state, params=None):
-        rate = rates(updates, state.step)
-        updates = jax.tree.map(
-            lambda r, u: (r * u).astype(jnp.result_type(u)), rate, updates
+        plain = unbox(updates)
+        rate = rates(plain, state.step)
+        scaled = jax.tree.map(
+            lambda r, u: (r * u).astype(jnp.result_type(u)), rate, plain
         )
         step = jnp.asarray(optax.safe_increment(state.step))
-        return updates, NeuronState(step, (), rate, ())
+        return rebox(scaled, updates), NeuronState(step, (), rate, ())
 
     return optax.GradientTransformation(init, update)
 
