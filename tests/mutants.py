@@ -152,8 +152,8 @@ MUTANTS = {
     ),
     "a bias with its own rate": Mutant(
         WEIGHTS,
-        'bias: Bias = "kernel"',
-        'bias: Bias = "own"',
+        "        neurons=neurons,\n        bias=bias,\n        low=low,",
+        '        neurons=neurons,\n        bias="own",\n        low=low,',
         "tests/test_torch.py -k per_row",
     ),
     "overflow remembered": Mutant(
@@ -164,8 +164,8 @@ MUTANTS = {
     ),
     "overflow in the momentum": Mutant(
         "core.py",
-        "lambda ok, g: jnp.where(ok, g, 0), sound, updates",
-        "lambda ok, g: g, sound, updates",
+        "lambda ok, g: jnp.where(ok, g, 0), sound, plain",
+        "lambda ok, g: g, sound, plain",
         "tests/test_core.py -k overflow",
     ),
     "a bias of an overflowing kernel": Mutant(
@@ -211,8 +211,8 @@ MUTANTS = {
     ),
     "schedule one step ahead": Mutant(
         LAYERS,
-        "rate = rates(updates, state.step)",
-        "rate = rates(updates, state.step + 1)",
+        "rate = rates(plain, state.step)",
+        "rate = rates(plain, state.step + 1)",
         "tests/test_torch.py -k layerwise_decay",
     ),
 }

@@ -51,7 +51,7 @@ def test_a_mutant_is_killed(name, copy):
     assert finished.returncode == 1 and killer
 
 
-@pytest.mark.parametrize("tests", sorted({mutant.tests for mutant in MUTANTS.values()}))
-def test_the_tests_that_kill_mutants_pass_without_them(tests, copy):
-    finished = run(copy, tests)
+@pytest.mark.parametrize("name", ["overflow in the momentum", "uphill", "heads merged"])
+def test_without_the_mutant_the_same_tests_pass(name, copy):
+    finished = run(copy, MUTANTS[name].tests)
     assert finished.returncode == 0, finished.stdout[-2000:]
