@@ -190,7 +190,8 @@ def _widen(array):
 
 
 def _both_finite(statistic, memory):
-    return jnp.isfinite(statistic) & jnp.isfinite(memory)
+    # As a reduction XLA computes it once per neuron; an "and" is inlined per entry.
+    return jnp.all(jnp.isfinite(jnp.stack([statistic, memory])), axis=0)
 
 
 def _cast_like(tree, like):

@@ -1,0 +1,1 @@
+"""Measurements of finished work, one question per file."""
