@@ -236,7 +236,10 @@ def _view(array, kernel, own, bias, layout):
     order = theirs.stack + theirs.output + theirs.fan_in
     array = jnp.transpose(array, ours.stack + ours.output + ours.fan_in)
     array = array.reshape([own.shape[axis] for axis in order])
-    return jnp.transpose(array, np.argsort(order).tolist())
+    array = jnp.transpose(array, np.argsort(order).tolist())
+    sharding = jax.typeof(own).sharding  # a bias may be sharded unlike its kernel
+    explicit = sharding.mesh.explicit_axes
+    return jax.sharding.reshard(array, sharding) if explicit else array
 
 
 def _counts(array, axes):
