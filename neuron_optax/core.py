@@ -22,7 +22,14 @@ from neuron_optax.axes import (
 )
 from neuron_optax.rates import Rate
 from neuron_optax.statistics import Statistic
-from neuron_optax.trees import map_named, named_leaves, rebox, unbox
+from neuron_optax.trees import (
+    cast_like,
+    is_masked,
+    map_named,
+    named_leaves,
+    rebox,
+    unbox,
+)
 
 
 class NeuronState(NamedTuple):
@@ -160,8 +167,8 @@ def scale_per_neuron(
         stored = rates if store_rate else ()
         state_out = NeuronState(step, memory, stored, direction)
         return (
-            rebox(_cast_like(scaled, plain), updates),
-            _cast_like(state_out, state),
+            rebox(cast_like(scaled, plain), updates),
+            cast_like(state_out, state),
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -194,19 +201,15 @@ def _both_finite(statistic, memory):
     return jnp.all(jnp.isfinite(jnp.stack([statistic, memory])), axis=0)
 
 
-def _cast_like(tree, like):
-    return jax.tree.map(lambda x, y: jnp.asarray(x, jnp.result_type(y)), tree, like)
-
-
 def _lend(tree, layout):
     """Give every bias the numbers of its kernel's neurons in place of its own."""
-    leaves = dict(named_leaves(tree, lambda node: isinstance(node, optax.MaskedNode)))
+    leaves = dict(named_leaves(tree, is_masked))
 
     def lent(path, own):
         kernel = kernel_of(path, leaves)
         if kernel is None:
             return own
-        if isinstance(leaves[kernel], optax.MaskedNode):
+        if is_masked(leaves[kernel]):
             raise ValueError(
                 f"{path} uses the rate of {kernel}, which is masked away: keep both "
                 "under one mask or label, or use bias='own'"

@@ -1,4 +1,4 @@
-"""Names and boxes of the leaves of a tree; every other file may use them.
+"""Names, boxes and dtypes of the leaves of a tree; every other file may use them.
 
 A path is the names from the root of a tree to a leaf, joined by '/':
 ``"Dense_0/kernel"``. A box is a pytree node around one array that carries metadata.
@@ -8,11 +8,18 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import optax
 
 
 def is_box(node: Any) -> bool:
     """Whether ``node`` is a Flax box: an nnx Variable or linen metadata."""
     return hasattr(node, "get_metadata") or hasattr(node, "replace_boxed")
+
+
+def is_masked(node: Any) -> bool:
+    """Whether ``node`` stands where ``optax.masked`` or ``partition`` took a leaf."""
+    return isinstance(node, optax.MaskedNode)
 
 
 def unbox(tree: Any) -> Any:
@@ -28,6 +35,11 @@ def unbox(tree: Any) -> Any:
 def rebox(plain: Any, like: Any) -> Any:
     """Return the arrays of ``plain`` in the boxes of ``like``."""
     return jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(plain))
+
+
+def cast_like(tree: Any, like: Any) -> Any:
+    """Return ``tree`` in the dtypes of ``like``."""
+    return jax.tree.map(lambda x, y: jnp.asarray(x, jnp.result_type(y)), tree, like)
 
 
 def named_leaves(

@@ -44,6 +44,7 @@ class Case:
       per_entry: the known optimizer it is where every entry is a neuron, and with
         what off its default.
       needs_params: whether ``update`` needs the weights.
+      alias: whether it is a public name, not a chain made here.
     """
 
     build: Callable[..., optax.GradientTransformationExtraArgs]
@@ -58,6 +59,7 @@ class Case:
     transposes: bool = True
     per_entry: tuple[Callable[..., Any], Mapping[str, Any]] | None = None
     needs_params: bool = False
+    alias: bool = True
 
 
 def weight_norm_sgd(
@@ -149,6 +151,7 @@ CASES = {
         {"rate": "rate", "trace": "buf"},
         bias="kernel",
         learning_rate=1e-3,
+        alias=False,
         needs_params=True,
     ),
 }

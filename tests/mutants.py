@@ -152,8 +152,8 @@ MUTANTS = {
     ),
     "a bias with its own rate": Mutant(
         WEIGHTS,
-        "        neurons=neurons,\n        bias=bias,\n        low=low,",
-        '        neurons=neurons,\n        bias="own",\n        low=low,',
+        "        bias=bias,\n        low=low,",
+        '        bias="own",\n        low=low,',
         "tests/test_torch.py -k per_row",
     ),
     "overflow remembered": Mutant(
@@ -194,10 +194,10 @@ MUTANTS = {
     ),
     "decay with the base rate of layers": Mutant(
         LAYERS,
-        "        decoupled_decay(weight_decay, weight_decay_mask),\n"
-        "        scale_by_layer(learning_rates, default),",
-        "        scale_by_layer(learning_rates, default),\n"
-        "        decoupled_decay(weight_decay, weight_decay_mask),",
+        "return optax.chain(scaled, optax.scale(-1.0))",
+        "base = decoupled_decay(weight_decay, weight_decay_mask)\n"
+        "    scaled = scale_by_layer(learning_rates, default, direction)\n"
+        "    return optax.chain(scaled, base, optax.scale(-1.0))",
         "tests/test_torch.py -k layerwise_is",
     ),
     "uphill": Mutant(
@@ -211,8 +211,8 @@ MUTANTS = {
     ),
     "schedule one step ahead": Mutant(
         LAYERS,
-        "rate = rates(plain, state.step)",
-        "rate = rates(plain, state.step + 1)",
+        "rate = rates(unbox(updates), state.step)",
+        "rate = rates(unbox(updates), state.step + 1)",
         "tests/test_torch.py -k layerwise_decay",
     ),
 }

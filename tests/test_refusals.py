@@ -94,6 +94,13 @@ def test_leaves_and_patterns_without_each_other_raise(build, message):
         build().init(DENSE)
 
 
+def test_a_frozen_layer_may_have_a_pattern():
+    layer = DENSE["Dense_0"]
+    frozen = {"Dense_0": True, "Dense_1": False}
+    optimizer = optax.masked(layerwise({"Dense_0": 0.1, "Dense_1": 0.2}), frozen)
+    optimizer.init({"Dense_0": layer, "Dense_1": layer})
+
+
 @pytest.mark.parametrize("norm", ["l2", "rms"])
 def test_params_none_raises_where_the_weights_are_needed(norm):
     optimizer = scale_by_weight_norm(norm=norm)

@@ -53,8 +53,8 @@ def neuron_adagrad(
       high: largest factor; ``None`` for no bound. That of a neuron without gradient so
         far is :math:`1/\epsilon`, which no update shows, but every report of rates.
       redistribute: divide the factors of a layer by their mean, before the bounds. One
-        neuron at :math:`1/\epsilon` would starve the others: start from a positive
-        ``initial_accumulator_value``.
+        neuron at :math:`1/\epsilon` starves the others of its layer: start from a
+        positive ``initial_accumulator_value``.
 
     Returns:
       A chain; its `NeuronState` holds :math:`a` with fan-in axes of length 1.
@@ -117,7 +117,8 @@ def neuron_rmsprop(
       low: least factor; ``None`` for no bound.
       high: largest factor; ``None`` for no bound. That of a neuron without gradient so
         far is :math:`1/\epsilon`, which no update shows, but every report of rates.
-      redistribute: divide the factors of a layer by their mean, before the bounds.
+      redistribute: divide the factors of a layer by their mean, before the bounds. One
+        neuron at :math:`1/\epsilon` starves the others of its layer.
 
     Returns:
       A chain; its `NeuronState` holds :math:`v` with fan-in axes of length 1.
@@ -182,7 +183,8 @@ def adam_mini(
       low: least factor; ``None`` for no bound.
       high: largest factor; ``None`` for no bound. That of a neuron without gradient so
         far is :math:`1/\epsilon`, which no update shows, but every report of rates.
-      redistribute: divide the factors of a layer by their mean, before the bounds.
+      redistribute: divide the factors of a layer by their mean, before the bounds. One
+        neuron at :math:`1/\epsilon` starves the others of its layer.
 
     Returns:
       A chain; its `NeuronState` holds :math:`m` at the shape of the parameters and

@@ -10,27 +10,36 @@ import optax
 
 from neuron_optax.core import NeuronState
 from neuron_optax.strategies.alias import Scalar, decoupled_decay
-from neuron_optax.trees import map_named, named_leaves, rebox, unbox
+from neuron_optax.trees import (
+    cast_like,
+    is_masked,
+    map_named,
+    named_leaves,
+    rebox,
+    unbox,
+)
 
 
 def scale_by_layer(
     learning_rates: Mapping[str, optax.ScalarOrSchedule],
     default: optax.ScalarOrSchedule | None = None,
-) -> optax.GradientTransformation:
-    r"""Scale every leaf by the rate of its layer, :math:`u = \eta_\ell\, g`.
+    direction: optax.GradientTransformation | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Scale a direction by the rate of the layer, :math:`u = \eta_\ell\, d`.
 
     Args:
       learning_rates: :math:`\eta_\ell` by pattern, scalar or schedule, in units of the
         parameter over those of the update. A pattern is searched in the leaf's path
         (``re.search``); the first that matches counts.
       default: rate of leaves that match no pattern; ``None`` if there are none.
+      direction: what is scaled; ``None`` for the update itself.
 
     Returns:
       A transformation whose state is a `NeuronState` with one rate per leaf.
 
     Raises:
       ValueError: at ``init``, listing the leaves that match no pattern and have no
-        default, or the patterns that match no leaf.
+        default, or the patterns that match no leaf although none is masked away.
 
     Example:
       >>> optimizer = scale_by_layer({"head": 0.5}, default=0.25)
@@ -39,6 +48,7 @@ def scale_by_layer(
       >>> update["body"].tolist(), update["head"].tolist()
       ([0.25, 0.25], [0.5, 0.5])
     """
+    inner = optax.with_extra_args_support(direction or optax.identity())
 
     def rates(tree, step):
         def rate(path, leaf):
@@ -53,18 +63,20 @@ def scale_by_layer(
     def init(params):
         _check_patterns(learning_rates, default, params)
         step = jnp.zeros([], jnp.int32)
-        return NeuronState(step, (), rates(unbox(params), step), ())
+        return NeuronState(step, (), rates(unbox(params), step), inner.init(params))
 
-    def update(updates, state, params=None):
-        plain = unbox(updates)
-        rate = rates(plain, state.step)
-        scaled = jax.tree.map(
-            lambda r, u: (r * u).astype(jnp.result_type(u)), rate, plain
-        )
+    def update(updates, state, params=None, **extra_args):
+        rate = rates(unbox(updates), state.step)
+        scaled, moved = inner.update(updates, state.direction, params, **extra_args)
+        scaled = jax.tree.map(lambda r, u: r * u, rate, unbox(scaled))
         step = jnp.asarray(optax.safe_increment(state.step))
-        return rebox(scaled, updates), NeuronState(step, (), rate, ())
+        moved = cast_like(moved, state.direction)
+        return (
+            cast_like(rebox(scaled, updates), updates),
+            NeuronState(step, (), rate, moved),
+        )
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def layerwise(
@@ -90,8 +102,7 @@ def layerwise(
       A chain; the rates are in its `NeuronState`.
 
     Raises:
-      ValueError: at ``init``, listing the leaves that match no pattern and have no
-        default, or the patterns that match no leaf.
+      ValueError: at ``init``, as `scale_by_layer`.
 
     Note:
       Nothing is measured, so there are no neurons, biases or bounds to choose; a rate
@@ -104,12 +115,12 @@ def layerwise(
       >>> [f"{float(update[layer][0]):.0e}" for layer in ("body", "head")]
       ['-1e-03', '-1e-02']
     """
-    return optax.chain(
+    decayed = optax.chain(
         direction or optax.scale_by_adam(),
         decoupled_decay(weight_decay, weight_decay_mask),
-        scale_by_layer(learning_rates, default),
-        optax.scale(-1.0),
     )
+    scaled = scale_by_layer(learning_rates, default, decayed)
+    return optax.chain(scaled, optax.scale(-1.0))
 
 
 def layerwise_decay(
@@ -173,6 +184,7 @@ def _times(rate: optax.ScalarOrSchedule, factor: Scalar) -> optax.ScalarOrSchedu
 
 def _check_patterns(learning_rates, default, params):
     """Refuse leaves without a rate and patterns without a leaf."""
+    masked = [n for _, n in named_leaves(params, is_masked) if is_masked(n)]
     paths = [path for path, _ in named_leaves(unbox(params))]
     patterns = list(learning_rates)
     unmatched = [p for p in paths if not any(re.search(q, p) for q in patterns)]
@@ -181,5 +193,5 @@ def _check_patterns(learning_rates, default, params):
         raise ValueError(
             f"no pattern of {patterns} matches {unmatched}, and there is no default"
         )
-    if paths and unused:
+    if unused and paths and not masked:
         raise ValueError(f"patterns {unused} match no leaf of {paths}")

@@ -24,6 +24,7 @@ def scale_by_weight_norm(
     *,
     norm: Literal["l2", "rms"] = "l2",
     neurons: NeuronsLike = FLAX,
+    direction: optax.GradientTransformation | None = None,
     bias: Bias = "kernel",
     low: Scalar | None = None,
     high: Scalar | None = None,
@@ -31,8 +32,8 @@ def scale_by_weight_norm(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Scale by the norm of each neuron's weights, :math:`(1 + s \lVert w_i \rVert) u`.
 
-    Put it after the direction: SGD, momentum, Adam. The weights are those before the
-    step, and no gradient flows through their norm.
+    Chain it after the direction (SGD, momentum, Adam) or pass that. The weights are
+    those before the step, and no gradient flows through their norm.
 
     Args:
       scaling_factor: :math:`s`, in units of one over the parameter.
@@ -40,6 +41,7 @@ def scale_by_weight_norm(
         root of the fan-in and feeds back on itself: a larger neuron takes larger
         steps. ``"rms"`` does not depend on the fan-in, and ``high`` ends the feedback.
       neurons: the axes that index the neurons, by leaf.
+      direction: what is scaled; ``None`` for the update itself.
       bias: whose factor a bias uses, see `scale_per_neuron`.
       low: least factor; ``None`` for no bound.
       high: largest factor; ``None`` for no bound.
@@ -67,6 +69,7 @@ def scale_by_weight_norm(
         latest(),
         shaped(affine(scaling_factor), low, high, redistribute),
         neurons=neurons,
+        direction=direction,
         bias=bias,
     )
 
@@ -98,7 +101,8 @@ def weight_norm_adam(
       scaling_factor: :math:`s`, in units of one over the parameter.
       b1: decay of Adam's first moment, in ``[0, 1)``.
       b2: decay of Adam's second moment, in ``[0, 1)``.
-      eps: added to :math:`\sqrt{\hat v}`, in units of the gradient.
+      eps: added to :math:`\sqrt{\hat v}`, in units of the gradient, positive. Optax's
+        Adam divides zero by zero in float16 if it is below 6e-8.
       weight_decay: :math:`\lambda`, multiplied by the base learning rate.
       weight_decay_mask: tree of booleans, or function of the params: what decays.
       norm: as `scale_by_weight_norm`, which says why ``"l2"`` feeds back on itself.
@@ -109,7 +113,7 @@ def weight_norm_adam(
       redistribute: divide the factors of a layer by their mean, before the bounds.
 
     Returns:
-      A chain of Adam's state and a `NeuronState`.
+      A chain; Adam's state is the direction of its `NeuronState`.
 
     Raises:
       ValueError: as `scale_by_weight_norm`, or for a decay or ``eps`` out of range.
@@ -123,14 +127,14 @@ def weight_norm_adam(
       -0.2
     """
     require_adam(b1, b2, eps)
-    scale = scale_by_weight_norm(
+    scaled = scale_by_weight_norm(
         scaling_factor,
         norm=norm,
         neurons=neurons,
+        direction=optax.scale_by_adam(b1, b2, eps),
         bias=bias,
         low=low,
         high=high,
         redistribute=redistribute,
     )
-    scaled = optax.chain(optax.scale_by_adam(b1, b2, eps), scale)
     return step(scaled, learning_rate, weight_decay, weight_decay_mask)

@@ -1,0 +1,307 @@
+"""What Optax and JAX expect of every transformation, for every strategy at once."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from neuron_optax import ema, inverse_root, mean_square, scale_per_neuron
+from tests.contract_models import (
+    ALIASES,
+    BY_HAND,
+    CONTENDERS,
+    ON_ADAM,
+    all_zero,
+    differ,
+    layer_of,
+    normal,
+    run,
+    types,
+)
+
+every_strategy = pytest.mark.parametrize("make", CONTENDERS)
+every_precision = pytest.mark.parametrize(
+    "dtype", [jnp.float32, jnp.bfloat16, jnp.float16, jnp.complex64]
+)
+
+PARAMS = layer_of()
+GRADIENTS = [layer_of(seed=seed) for seed in (1, 2, 3)]
+CLOSE = {"rtol": 1e-5, "atol": 1e-6}  # one program fused, the other not: a few ulps
+
+
+@functools.cache
+def compiled(make):
+    """Return one step that donates its arguments, compiled once for all tests."""
+    optimizer = make(0.01)
+
+    def step(gradient, state, params):
+        updates, state = optimizer.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state
+
+    return optimizer.init, jax.jit(step, donate_argnums=(1, 2), keep_unused=True)
+
+
+def types_around_update(optimizer, params, gradient):
+    before = optimizer.init(params)
+    update, after = jax.eval_shape(optimizer.update, gradient, before, params)
+    return types((gradient, before)), types((update, after))
+
+
+@every_strategy
+@every_precision
+def test_updates_and_state_keep_their_types(make, dtype):
+    trees = layer_of(dtype), layer_of(dtype, seed=1)
+    before, after = types_around_update(make(0.01), *trees)
+    assert after == before
+
+
+@pytest.mark.parametrize("make", ALIASES)
+def test_low_precision_params_keep_their_types_under_wider_gradients(make):
+    trees = layer_of(jnp.bfloat16), layer_of(jnp.float32, seed=1)
+    before, after = types_around_update(make(0.01), *trees)
+    assert after == before
+
+
+@pytest.mark.parametrize("make", BY_HAND)
+def test_adam_of_optax_chained_by_hand_widens_its_state(make):
+    trees = layer_of(jnp.bfloat16), layer_of(jnp.float32, seed=1)
+    before, after = types_around_update(make(0.01), *trees)
+    assert after != before
+
+
+@every_strategy
+@every_precision
+def test_update_moves_every_leaf_and_is_finite(make, dtype):
+    params, gradient = layer_of(dtype), layer_of(dtype, seed=1)
+    gradient = jax.tree.map(jnp.conj, gradient)
+    _, (update,), _ = run(make(0.01), params, [gradient])
+    chex.assert_tree_all_finite(update)
+    assert not any(map(all_zero, jax.tree.leaves(update)))
+
+
+@pytest.mark.parametrize("make", [row for row in ALIASES if row not in ON_ADAM])
+@every_precision
+def test_zero_gradient_gives_a_finite_update(make, dtype):
+    params = layer_of(dtype)
+    _, (update,), _ = run(make(0.01), params, [jax.tree.map(jnp.zeros_like, params)])
+    chex.assert_tree_all_finite(update)
+
+
+@pytest.mark.parametrize("make", ON_ADAM)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.complex64])
+def test_zero_gradient_gives_a_finite_update_over_adam_of_optax(make, dtype):
+    params = layer_of(dtype)
+    _, (update,), _ = run(make(0.01), params, [jax.tree.map(jnp.zeros_like, params)])
+    chex.assert_tree_all_finite(update)
+
+
+def test_adam_of_optax_itself_is_not_finite_in_float16():
+    params = layer_of(jnp.float16)  # its eps of 1e-8 is zero there
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    _, (update,), _ = run(optax.adam(0.01), params, [zeros])
+    assert all(jnp.isnan(leaf).all() for leaf in jax.tree.leaves(update))
+
+
+@every_strategy
+@every_precision
+def test_init_needs_only_shapes(make, dtype):
+    optimizer, params = make(0.01), layer_of(dtype)
+    shapes = jax.eval_shape(lambda tree: tree, params)
+    concrete = types(optimizer.init(params))
+    assert types(jax.eval_shape(optimizer.init, shapes)) == concrete
+    assert types(optimizer.init(shapes)) == concrete
+
+
+@every_strategy
+def test_leaves_of_any_kind_are_stepped(make):
+    params = {
+        "scalar": 2.0,
+        "array": jnp.array(2.0),
+        "no_outputs": jnp.ones((3, 0)),
+        "no_inputs": jnp.ones((0, 3)),
+        "nothing": None,
+        "masked": optax.MaskedNode(),
+    }
+    gradient = params | {"scalar": -0.5, "array": jnp.array(-0.5)}
+    after, (_, update), state = run(make(0.1), params, [gradient, gradient])
+    assert jax.tree.map(jnp.shape, update) == jax.tree.map(jnp.shape, params)
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, make(0.1).init(params))
+    chex.assert_tree_all_finite((update, state))
+    assert update["scalar"] == update["array"] > 0
+    assert after["scalar"] > params["scalar"]
+
+
+@every_strategy
+def test_bare_array_is_the_tree_of_one_leaf(make):
+    kernel, gradient = normal((3, 4)), normal((3, 4), seed=1)
+    _, (bare,), _ = run(make(0.1), kernel, [gradient])
+    _, (named,), _ = run(make(0.1), {"kernel": kernel}, [{"kernel": gradient}])
+    chex.assert_trees_all_equal(bare, named["kernel"])
+
+
+@every_strategy
+def test_unknown_extra_arguments_are_ignored(make):
+    optimizer = make(0.01)
+    state = optimizer.init(PARAMS)
+    plain = optimizer.update(GRADIENTS[0], state, PARAMS)
+    extra = optimizer.update(GRADIENTS[0], state, PARAMS, value=1.0, unheard_of="yes")
+    chex.assert_trees_all_equal(extra, plain)
+
+
+def test_extra_arguments_reach_the_direction():
+    def update(updates, state, params=None, *, factor):
+        return jax.tree.map(lambda leaf: factor * leaf, updates), state
+
+    scaled = optax.GradientTransformationExtraArgs(lambda params: (), update)
+    plain = scale_per_neuron(mean_square, ema(0.9), inverse_root())
+    extra = scale_per_neuron(mean_square, ema(0.9), inverse_root(), direction=scaled)
+    state = extra.init(PARAMS)
+    (half, _), (double, _) = (
+        extra.update(GRADIENTS[0], state, PARAMS, factor=factor) for factor in (0.5, 2)
+    )
+    expected, _ = plain.update(GRADIENTS[0], plain.init(PARAMS), PARAMS)
+    chex.assert_trees_all_equal(half, jax.tree.map(lambda leaf: leaf / 2, expected))
+    chex.assert_trees_all_equal(double, jax.tree.map(lambda leaf: leaf * 2, expected))
+
+
+@every_strategy
+def test_constant_schedule_is_its_constant(make):
+    _, constant, _ = run(make(0.01), PARAMS, GRADIENTS)
+    _, scheduled, _ = run(make(lambda step: 0.01), PARAMS, GRADIENTS)
+    chex.assert_trees_all_close(scheduled, constant, **CLOSE)
+
+
+@every_strategy
+def test_schedule_starts_at_step_zero_and_counts_updates(make):
+    schedule = lambda step: jnp.where(step == 1, 0.0, 0.01)
+    _, constant, _ = run(make(0.01), PARAMS, GRADIENTS)
+    _, (first, second, third), _ = run(make(schedule), PARAMS, GRADIENTS)
+    chex.assert_trees_all_close(first, constant[0], **CLOSE)
+    assert all_zero(second)
+    assert not all_zero(third)
+
+
+@every_strategy
+def test_scan_is_the_loop(make):
+    optimizer = make(0.01)
+
+    def step(carry, gradient):
+        params, state = carry
+        updates, state = optimizer.update(gradient, state, params)
+        return (optax.apply_updates(params, updates), state), updates
+
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *GRADIENTS)
+    (params, state), _ = jax.lax.scan(step, (PARAMS, optimizer.init(PARAMS)), stacked)
+    looped, _, last = run(optimizer, PARAMS, GRADIENTS)
+    chex.assert_trees_all_close((params, state), (looped, last), **CLOSE)
+    assert differ(params, PARAMS)
+
+
+@every_strategy
+def test_ensemble_under_vmap_is_the_loop_over_its_members(make):
+    optimizer = make(0.01)
+    members = [layer_of(seed=seed) for seed in (4, 5)]
+    stack = lambda *trees: jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+    params, gradients = stack(*members), stack(*GRADIENTS[:2])
+    state = jax.vmap(optimizer.init)(params)
+    together = jax.vmap(optimizer.update)(gradients, state, params)
+    pairs = zip(GRADIENTS[:2], members, strict=True)
+    alone = [optimizer.update(g, optimizer.init(p), p) for g, p in pairs]
+    chex.assert_trees_all_close(together, stack(*alone), **CLOSE)
+    assert differ(alone[0], alone[1])
+
+
+@every_strategy
+def test_several_steps_compile_once(make):
+    init, step = compiled(make)
+    params, state = layer_of(), init(PARAMS)
+    for gradient in GRADIENTS:
+        params, state = step(gradient, state, params)
+    assert step._cache_size() == 1
+
+
+@every_strategy
+def test_donated_state_and_params_are_reused_in_place(make):
+    init, step = compiled(make)
+    params, state = layer_of(), init(PARAMS)
+    after = step(GRADIENTS[0], state, params)
+    expected, _, last = run(make(0.01), PARAMS, GRADIENTS[:1])
+    chex.assert_trees_all_close(after, (expected, last), **CLOSE)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves((state, params)))
+
+
+def sharded_layers(kernel, bias):
+    """Draw params and a gradient cut along these axes of one explicit mesh axis."""
+    mesh, side = jax.sharding.get_mesh(), 2 * jax.device_count()
+
+    def draw(seed, shape, spec):
+        return jax.device_put(normal(shape, seed=seed), NamedSharding(mesh, P(*spec)))
+
+    return [
+        {"kernel": draw(n, (side, side), kernel), "bias": draw(n, (side,), bias)}
+        for n in (0, 1)
+    ]
+
+
+@pytest.fixture
+def explicit_mesh():
+    """All devices in a row; one is enough, since types name the axis all the same."""
+    mesh = jax.make_mesh((jax.device_count(),), ("x",), (AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        yield
+
+
+@every_strategy
+@pytest.mark.parametrize("bias", [(None,), ("x",)], ids=["whole_bias", "cut_bias"])
+@pytest.mark.parametrize(
+    "kernel", [("x", None), (None, "x")], ids=["cut_fan_in", "cut_neurons"]
+)
+def test_explicitly_sharded_state_keeps_its_type(make, kernel, bias, explicit_mesh):
+    params, gradient = sharded_layers(kernel, bias)
+    before, after = types_around_update(make(0.01), params, gradient)
+    assert after == before
+
+
+@every_strategy
+def test_steps_of_a_sharded_fan_in_are_those_of_the_whole(make, explicit_mesh):
+    sharded = sharded_layers(kernel=("x", None), bias=(None,))
+    params, gradient = jax.tree.map(jnp.asarray, jax.device_get(sharded))
+    assert types([params, gradient]) != types(sharded)
+    _, (update,), state = run(make(0.01), sharded[0], [sharded[1]])
+    _, (expected,), whole = run(make(0.01), params, [gradient])
+    assert types(state) == types(make(0.01).init(sharded[0]))
+    chex.assert_trees_all_close((update, state), (expected, whole), **CLOSE)
+
+
+@every_strategy
+def test_every_loss_falls_at_some_learning_rate(make):
+    steps, rates = 1000, jnp.array([1.0, 0.1, 0.01, 0.003])
+    start = {"parabola": normal((2, 2)), "rosenbrock": jnp.array([-1.2, 1.0])}
+
+    def losses(params):
+        x, y = params["rosenbrock"]
+        return {
+            "parabola": jnp.sum((params["parabola"] - 3) ** 2),
+            "rosenbrock": (1 - x) ** 2 + 100 * (y - x**2) ** 2,
+        }
+
+    def train(rate):
+        optimizer = make(optax.linear_schedule(rate, 0.0, steps))
+
+        def step(carry, _):
+            params, state = carry
+            gradient = jax.grad(lambda p: sum(losses(p).values()))(params)
+            updates, state = optimizer.update(gradient, state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        carry = start, optimizer.init(start)
+        return losses(jax.lax.scan(step, carry, length=steps)[0][0])
+
+    before, after = losses(start), jax.jit(jax.vmap(train))(rates)
+    for name in before:
+        assert jnp.nanmin(after[name]) < before[name] / 20, name
