@@ -4,6 +4,7 @@ The first update is step 1. A memory has the shape of the statistic.
 """
 
 from collections.abc import Callable
+from numbers import Real
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -69,7 +70,7 @@ def total(initial: float | Array = 0.0) -> Accumulator:
       >>> accumulator.update(memory, jnp.ones((1, 2))).tolist()
       [[1.5, 1.5]]
     """
-    if isinstance(initial, int | float) and not initial >= 0:
+    if isinstance(initial, Real) and not initial >= 0:
         raise ValueError(f"initial accumulator value must be >= 0, got {initial}")
     return Accumulator(lambda blank: jnp.full_like(blank, initial), jnp.add, _as_is)
 
@@ -139,5 +140,5 @@ def maximum() -> Accumulator:
 
 def require_decay(name: str, decay: float | Array) -> None:
     """Raise ``ValueError`` if ``decay`` is a number outside ``[0, 1)``."""
-    if isinstance(decay, int | float) and not 0 <= decay < 1:
+    if isinstance(decay, Real) and not 0 <= decay < 1:
         raise ValueError(f"{name} must be in [0, 1), got {decay}")

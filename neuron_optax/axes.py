@@ -83,6 +83,7 @@ class Layout:
 
     Raises:
       ValueError: if a pattern is no regular expression.
+      TypeError: if a rule gives no neurons.
 
     Example:
       >>> layout = Layout(rules=(Rule(r"table$", Neurons(output=(0,))),))
@@ -99,6 +100,9 @@ class Layout:
                 re.compile(rule.pattern)
             except re.error as error:
                 raise ValueError(f"layout rule {rule.pattern!r}: {error}") from error
+            if not isinstance(rule.neurons, Neurons | MatrixAxes):
+                got = rule.neurons
+                raise TypeError(f"layout rule {rule.pattern!r}: not Neurons, {got!r}")
 
     def override(self, rules: Mapping[str, Neurons | MatrixAxes]) -> "Layout":
         """Return a layout that tries ``rules`` (pattern to neurons) before its own.
@@ -129,8 +133,8 @@ class Layout:
         if isinstance(neurons, Neurons):
             return neurons
         output, fan_in = _axes(neurons.output_axis), _axes(neurons.reduction_axis)
-        taken = [axis % max(ndim, 1) for axis in output + fan_in]
-        if sorted(set(taken)) != sorted(taken) or max(taken, default=-1) >= ndim:
+        taken = [axis % ndim for axis in output + fan_in if -ndim <= axis < ndim]
+        if len(set(taken)) < len(output + fan_in):
             raise ValueError(f"{path}: {neurons} does not fit a leaf of rank {ndim}")
         return Neurons(output, tuple(a for a in range(ndim) if a not in taken))
 
@@ -180,7 +184,11 @@ def as_layout(neurons: Layout | Neurons | MatrixAxes) -> Layout:
 
 
 PER_ENTRY = Layout(rules=(Rule("", Neurons(output=...)),))
-"""Every entry of every leaf is a neuron: the known per-parameter optimizers."""
+"""Every entry of every leaf is a neuron: the known per-parameter optimizers.
+
+The state then holds two numbers per entry; one with ``store_rate=False`` of
+`scale_per_neuron`.
+"""
 
 PER_LAYER = Layout(rules=(Rule("", Neurons(output=())),))
 """Every leaf is one neuron."""
@@ -199,12 +207,15 @@ FLAX = Layout(
 TORCH = Layout(
     rules=(
         Rule(r"(^|/)bias$", Neurons(output=...)),
-        Rule(r"(?i)norm[^/]*/weight$", Neurons(output=...)),
+        Rule(r"(?i)(^|[/_])(layer|batch|group|rms)?_?norm[_\d]*/weight$", Neurons(...)),
         Rule(r"(?i)conv[^/]*/weight$", Neurons(output=(0,)), ranks=(3, 4, 5)),
     ),
     fallback=Neurons(output=(0,)),
 )
-"""PyTorch and Equinox: weights (out, in, ...), biases per entry."""
+"""PyTorch and Equinox: weights (out, in, ...), biases per entry.
+
+Not so torch's transposed convolutions, (in, out, ...): override them.
+"""
 
 
 def kernel_of(path: str, paths: Collection[str]) -> str | None:
@@ -225,8 +236,9 @@ def describe(params: Any, layout: Layout | Neurons | MatrixAxes = FLAX) -> None:
     """Print what ``layout`` takes for the neurons of every leaf of ``params``.
 
     The note says ``check`` where the rank exceeds what the name explains (a scanned
-    stack whose layers would be merged, say): name its axes by `Layout.override`. Of a
-    bias it names the kernel beside it, whose rate ``bias="kernel"`` uses.
+    stack whose layers would be merged, say) or the bias beside it has another number of
+    neurons: name its axes by `Layout.override`. Of a bias it names the kernel beside
+    it, whose rate ``bias="kernel"`` uses.
 
     Args:
       params: tree of arrays or ``jax.ShapeDtypeStruct``.
@@ -247,7 +259,7 @@ def describe(params: Any, layout: Layout | Neurons | MatrixAxes = FLAX) -> None:
     for path, shape in shapes.items():
         output, stack, fan_in = layout.axes(path, shape)
         entries = math.prod(shape[axis] for axis in fan_in)
-        count = math.prod(shape[axis] for axis in output + stack)
+        count = _count(path, shapes, layout)
         note = _note(path, shapes, layout)
         rows.append([*map(str, (path, shape, output, stack, entries, count, note))])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -261,5 +273,16 @@ def _note(path: str, shapes: Mapping[str, tuple[int, ...]], layout: Layout) -> s
         return f"beside {kernel}"
     if re.search(r"(^|/)(bias|b)$", path):
         return "own statistic"
-    unexplained = layout.rule(path, len(shapes[path])) is None
-    return "check" if unexplained and len(shapes[path]) > 2 else ""
+    explained = layout.rule(path, len(shapes[path])) or len(shapes[path]) <= 2
+    counts = {
+        _count(leaf, shapes, layout)
+        for leaf in shapes
+        if leaf == path or kernel_of(leaf, shapes) == path
+    }
+    whole = not layout.axes(path, shapes[path]).fan_in
+    return "" if explained and (whole or len(counts) == 1) else "check"
+
+
+def _count(path: str, shapes: Mapping[str, tuple[int, ...]], layout: Layout) -> int:
+    output, stack, _ = layout.axes(path, shapes[path])
+    return math.prod(shapes[path][axis] for axis in output + stack)

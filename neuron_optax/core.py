@@ -21,7 +21,7 @@ from neuron_optax.axes import (
     resolve,
 )
 from neuron_optax.rates import Rate
-from neuron_optax.statistics import Statistic
+from neuron_optax.statistics import Statistic, sum_square
 from neuron_optax.trees import (
     cast_like,
     is_masked,
@@ -79,21 +79,23 @@ def scale_per_neuron(
       rate: how the remembered value becomes the factor.
       neurons: the axes that index the neurons, by leaf. One `Neurons` (or
         ``MuonDimensionNumbers``) applies to leaves of rank 2 and more.
-      direction: what is scaled; ``None`` for the update itself. It sees zeros for a
-        neuron whose statistic overflows or is not finite.
+      direction: what is scaled, without sign and learning rate; ``None`` for the
+        update itself. It sees zeros for a neuron whose memory stays as it was.
       bias: whose rate a bias (``bias``, ``b``) uses: its ``own``, or that of the
         ``kernel`` (``kernel``, ``weight``, ``w`` of rank 2 and more) beside it. One
-        without a kernel uses its own. A bias without stack axes of its own has those
-        of its kernel.
+        without a kernel, and a normalisation's, uses its own. A bias that uses its
+        kernel's and has no stack axes of its own has those of its kernel.
       store_rate: keep the factors in the state.
 
     Returns:
       A transformation whose state is a `NeuronState`. Numbers per neuron have at least
-      32 bits; updates leave in the dtype they came in. A statistic that overflows or is
-      not finite leaves the memory of its neuron unchanged and its update zero.
+      32 bits; updates leave in the dtype they came in. Where the statistic or the sum
+      of squares of a neuron's update overflows or is not finite, its memory stays as it
+      was and its update is zero; the step counts, also in corrections for bias.
 
     Raises:
-      TypeError: at ``init``, for a leaf that is not floating or complex.
+      TypeError: at ``init``, for a leaf that is not floating or complex, or a statistic
+        that is not floating.
       ValueError: naming the leaf; at ``init``, if its axes do not exist, if the
         statistic does not keep fan-in axes at length 1, or if the kernel of a bias is
         masked away or has other neurons; at ``update``, if the updates do not fit the
@@ -127,6 +129,12 @@ def scale_per_neuron(
             lambda path, u, w: _measure(statistic, layout, path, u, w), updates, weights
         )
 
+    def squares(updates):
+        return map_named(
+            lambda path, u: sum_square(_widen(u), None, layout.axes(path, u.shape)[-1]),
+            jax.tree.map(jnp.asarray, updates),
+        )
+
     def factors(memory, step):
         return map_named(
             lambda path, a: rate.apply(
@@ -137,7 +145,7 @@ def scale_per_neuron(
 
     def init(params):
         plain = unbox(params)
-        _check_dtypes(plain)
+        check_dtypes(plain)
         blank = jax.eval_shape(measure, plain, plain)
         _check_shapes(plain, blank, layout, "the statistic")
         rates = lend(jax.tree.map(jnp.ones_like, blank))
@@ -150,12 +158,12 @@ def scale_per_neuron(
 
     def update(updates, state, params=None, **extra_args):
         plain, weights = unbox(updates), unbox(params)
-        _check_leaves(plain, state.memory, weights)
+        check_leaves(plain, state.memory, weights)
         _check_shapes(plain, state.memory, layout, "the state")
         step = jnp.asarray(optax.safe_increment(state.step))
         measured = measure(plain, weights)
         memory = jax.tree.map(accumulator.update, state.memory, measured)
-        finite = jax.tree.map(_both_finite, measured, memory)
+        finite = jax.tree.map(_finite, measured, memory, squares(plain))
         sound = jax.tree.map(jnp.logical_and, finite, lend(finite))
         memory = jax.tree.map(jnp.where, sound, memory, state.memory)
         rates = lend(factors(memory, step))
@@ -184,21 +192,23 @@ def _measure(statistic, layout, path, update, param):
             f"{path}: inside shard_map over {regions}, say reduce_over=() in Neurons "
             "if the fan-in is whole; a sharded fan-in is not supported yet"
         )
+    param = None if param is None else _widen(param)
     try:
-        return statistic(
-            _widen(update), None if param is None else _widen(param), fan_in
-        )
+        measured = statistic(_widen(update), param, fan_in)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    if not jnp.issubdtype(measured.dtype, jnp.floating):
+        raise TypeError(f"{path}: statistic must be real floats, got {measured.dtype}")
+    return measured
 
 
 def _widen(array):
     return jnp.asarray(array, jnp.promote_types(jnp.result_type(array), jnp.float32))
 
 
-def _both_finite(statistic, memory):
+def _finite(*numbers):
     # As a reduction XLA computes it once per neuron; an "and" is inlined per entry.
-    return jnp.all(jnp.isfinite(jnp.stack([statistic, memory])), axis=0)
+    return jnp.all(jnp.isfinite(jnp.stack(numbers)), axis=0)
 
 
 def _lend(tree, layout):
@@ -214,8 +224,8 @@ def _lend(tree, layout):
                 f"{path} uses the rate of {kernel}, which is masked away: keep both "
                 "under one mask or label, or use bias='own'"
             )
-        if leaves[kernel].ndim < 2:  # a normalisation's weight
-            return own
+        if leaves[kernel].ndim < 2 or leaves[kernel].shape == own.shape:
+            return own  # a normalisation
         return _view(leaves[kernel], kernel, own, path, layout)
 
     return map_named(lent, tree)
@@ -233,8 +243,8 @@ def _view(array, kernel, own, bias, layout):
     if counts != wanted:
         raise ValueError(
             f"{bias} uses the rate of {kernel}, so both must have the same neurons "
-            f"(stack, output), got {wanted} and {counts}: override the layout or use "
-            "bias='own'"
+            f"along (stack, output), got {wanted} and {counts}: override the layout or "
+            "use bias='own'"
         )
     order = theirs.stack + theirs.output + theirs.fan_in
     array = jnp.transpose(array, ours.stack + ours.output + ours.fan_in)
@@ -251,14 +261,16 @@ def _counts(array, axes):
     return stack, [count for count in output if count != 1]
 
 
-def _check_dtypes(params):
+def check_dtypes(params):
+    """Refuse leaves that are neither floating nor complex."""
     for path, leaf in named_leaves(params):
         dtype = jnp.result_type(leaf)
         if not jnp.issubdtype(dtype, jnp.inexact):
             raise TypeError(f"{path}: params must be float or complex, got {dtype}")
 
 
-def _check_leaves(updates, memory, params):
+def check_leaves(updates, memory, params):
+    """Refuse updates with other leaves than the state, or other shapes than params."""
     came, wanted = dict(named_leaves(updates)), dict(named_leaves(memory))
     if came.keys() != wanted.keys():
         raise ValueError(

@@ -4,10 +4,13 @@
 of one layer; stack axes are not among them.
 """
 
+import math
 from collections.abc import Callable
+from numbers import Real
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 
@@ -130,14 +133,16 @@ def bounded(
       A rate in units of ``rate``.
 
     Raises:
-      ValueError: if the bounds are numbers and ``low`` exceeds ``high``.
+      ValueError: for numbers other than ``0 <= low <= high > 0``.
 
     Example:
       >>> bounded(identity(), low=1.0).apply(jnp.array([0.5, 2.0]), (0,)).tolist()
       [1.0, 2.0]
     """
-    if isinstance(low, int | float) and isinstance(high, int | float) and low > high:
-        raise ValueError(f"bounds must have low <= high, got low={low}, high={high}")
+    least = low if isinstance(low, Real) else 0
+    most = high if isinstance(high, Real) else math.inf
+    if not (0 <= least <= most and most > 0):
+        raise ValueError(f"bounds must be 0 <= low <= high > 0, got {low=}, {high=}")
     return Rate(lambda value, neurons: jnp.clip(rate.apply(value, neurons), low, high))
 
 
@@ -145,13 +150,15 @@ def redistributed(rate: Rate) -> Rate:
     r"""Divide a rate by its mean over the neurons of a layer, :math:`r_i / \bar r`.
 
     The factors of a layer then have mean 1, and a tuned base rate keeps its meaning.
-    Each entry along a stack axis is a layer of its own.
+    Each entry along a stack axis is a layer of its own. A neuron whose value is 0 (it
+    had no gradient yet) does not count in the mean.
 
     Args:
       rate: :math:`r`.
 
     Returns:
-      A rate without unit; a layer whose rates are all zero keeps them.
+      A rate without unit; a layer whose rates are all zero keeps them. Inside
+      ``shard_map`` the mean is that of the local neurons.
 
     Example:
       >>> redistributed(identity()).apply(jnp.array([1.0, 3.0]), (0,)).tolist()
@@ -160,13 +167,14 @@ def redistributed(rate: Rate) -> Rate:
 
     def apply(value, neurons):
         factor = rate.apply(value, neurons)
-        mean = jnp.mean(factor, axis=neurons, keepdims=True)
-        return factor / jnp.where(mean == 0, 1.0, mean)
+        counts = jnp.broadcast_to(value != 0, factor.shape)
+        mean = jnp.mean(factor, axis=neurons, keepdims=True, where=counts)
+        return factor / jnp.where(mean > 0, mean, 1.0)  # NaN where none counts
 
     return Rate(apply)
 
 
 def require_positive(name: str, number: float | Array) -> None:
     """Raise ``ValueError`` if ``number`` is a number that is not positive."""
-    if isinstance(number, int | float) and not number > 0:
-        raise ValueError(f"{name} must be positive, got {number}")
+    if isinstance(number, Real) and not np.float32(number) > 0:
+        raise ValueError(f"{name} must be positive in float32, got {number}")

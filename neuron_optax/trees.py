@@ -1,7 +1,8 @@
 """Names, boxes and dtypes of the leaves of a tree; every other file may use them.
 
 A path is the names from the root of a tree to a leaf, joined by '/':
-``"Dense_0/kernel"``. A box is a pytree node around one array that carries metadata.
+``"Dense_0/kernel"``; a dot in a name is a '/', too. A box is a pytree node around one
+array that carries metadata.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,8 +27,8 @@ def unbox(tree: Any) -> Any:
     """Return ``tree`` with the arrays themselves in place of the boxes around them."""
 
     def content(node):
-        leaves = jax.tree.leaves(node)
-        return leaves[0] if leaves else node
+        leaves = jax.tree.leaves(node, is_leaf=is_masked)
+        return leaves[0] if len(leaves) == 1 else node
 
     return jax.tree.map(content, tree, is_leaf=is_box)
 
@@ -58,4 +59,4 @@ def map_named(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
 
 
 def _path(keys: tuple[Any, ...]) -> str:
-    return jax.tree_util.keystr(keys, simple=True, separator="/")
+    return jax.tree_util.keystr(keys, simple=True, separator="/").replace(".", "/")

@@ -19,6 +19,7 @@ from neuron_optax import (
     Rule,
     adam_mini,
     describe,
+    scale_by_weight_norm,
 )
 from neuron_optax.axes import as_layout
 
@@ -40,6 +41,9 @@ FAN_IN = {  # layout, path, shape: the axes that are reduced
     "torch embedding": (TORCH, "embed/weight", (7, 2), (1,)),
     "equinox conv bias": (TORCH, "conv/bias", (5, 1, 1), ()),
     "torch norm": (TORCH, "norm1/weight", (3, 5), ()),
+    "torch layer_norm": (TORCH, "blocks/0/layer_norm_2/weight", (3, 5), ()),
+    "no norm": (TORCH, "normalizer/weight", (3, 5), (1,)),
+    "no embedding": (FLAX, "my_embedding", (7, 2), (0,)),
     "entry": (PER_ENTRY, "Dense_0/kernel", (3, 4), ()),
     "layer": (PER_LAYER, "Dense_0/kernel", (3, 4), (0, 1)),
     "layer bias": (PER_LAYER, "Dense_0/bias", (4,), (0,)),
@@ -72,6 +76,7 @@ WRONG = {
     "stack out of range": (Neurons(..., stack=(5,)), r"a/w.*stack=\(5,\)"),
     "muon": (optax.contrib.MuonDimensionNumbers(0, 0), "a/w.*MuonDimensionNumbers"),
     "muon range": (optax.contrib.MuonDimensionNumbers(0, 2), "a/w.*rank 2"),
+    "muon reduction": (optax.contrib.MuonDimensionNumbers(-3, 0), "a/w.*rank 2"),
 }
 
 
@@ -147,6 +152,30 @@ def test_describe_shows_every_leaf_and_marks_what_a_name_does_not_explain(capsys
     assert words["lone/bias"].endswith("own statistic")
     assert words["LayerNorm_0/bias"].endswith("own statistic")
     assert sum("check" in line for line in lines.values()) == 1
+
+
+def test_describe_marks_a_kernel_whose_bias_has_other_neurons(capsys):
+    params = {
+        "equinox": {"weight": np.ones((4, 3)), "bias": np.ones(4)},
+        "conv": {"kernel": np.ones((6, 3, 3, 2, 5)), "bias": np.ones((6, 5))},
+    }
+    describe(params, FLAX)
+    wrong = capsys.readouterr().out
+    describe(params["equinox"], TORCH)
+    describe({"Dense_0": {"kernel": np.ones((3, 4)), "bias": np.ones(4)}}, PER_ENTRY)
+    assert wrong.count("check") == 2 and "check" not in capsys.readouterr().out
+
+
+def test_names_with_dots_are_paths_too():
+    params = {"fc.weight": jnp.ones((4, 3)), "fc.bias": jnp.ones(4)}
+    optimizer = scale_by_weight_norm(1.0, neurons=TORCH)
+    _, state = optimizer.update(params, optimizer.init(params), params)
+    np.testing.assert_allclose(state.rate["fc.bias"], 1 + 3**0.5, rtol=1e-6)
+
+
+def test_a_rule_that_gives_no_neurons_raises():
+    with pytest.raises(TypeError, match=r"layout rule 'w': not Neurons, \(0,\)"):
+        inspect.unwrap(Layout.override)(FLAX, {"w": (0,)})
 
 
 def test_describe_does_not_mark_what_an_override_names(capsys):

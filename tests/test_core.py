@@ -9,17 +9,20 @@ import optax
 import pytest
 from flax import nnx
 
+import neuron_optax
 from neuron_optax import (
     Accumulator,
     adam_mini,
     ema,
     inverse_root,
+    latest,
     mean_square,
     neuron_adagrad,
     neuron_rmsprop,
     scale_by_weight_norm,
     scale_per_neuron,
     total,
+    weight_norm_adam,
 )
 
 DENSE = {"Dense_0": {"kernel": jnp.ones((3, 4)), "bias": jnp.ones(4)}}
@@ -86,7 +89,66 @@ def test_a_square_that_overflows_skips_its_neuron_for_one_step(build, bias, bad)
         update["kernel"][:, others], expected["kernel"][:, others]
     )
     update, _ = optimizer.update(third, after)
-    assert 0.01 < np.abs(update["kernel"][:, 2]).max() < 0.5  # as if it never happened
+    assert 0.01 < np.abs(update["kernel"][:, 2]).max() < 0.5
+
+
+@pytest.mark.parametrize("bad", [1e30, np.inf, np.nan])
+def test_adam_over_the_weight_norm_recovers_too(bad):
+    optimizer, params = weight_norm_adam(0.1), jnp.ones((3, 4))
+    _, state = optimizer.update(params, optimizer.init(params), params)
+    update, state = optimizer.update(params.at[1, 2].set(bad), state, params)
+    assert not update[:, 2].any() and update[:, :2].all()
+    for _ in range(3):
+        update, state = optimizer.update(params, state, params)
+    np.testing.assert_allclose(update[:, 2], update[:, 1], rtol=0.3)
+
+
+def test_redistribution_leaves_out_neurons_without_gradient():
+    for build in ADAPTIVE.values():
+        optimizer = build(0.1, redistribute=True)
+        grads = jnp.array([[0.0, 1.0, 1.0], [0.0, 1.0, -1.0]])
+        update, state = optimizer.update(grads, optimizer.init(grads))
+        np.testing.assert_allclose(jnp.abs(update[:, 1:]), 0.1, rtol=1e-5)
+        assert not update[:, 0].any()
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+
+
+def test_normalisation_of_rank_two_uses_its_own_rate():
+    params = {"norm": {"weight": jnp.full((3, 5), 5.0), "bias": jnp.zeros((3, 5))}}
+    optimizer = scale_by_weight_norm(1.0, neurons=neuron_optax.TORCH)
+    _, state = optimizer.update(params, optimizer.init(params), params)
+    assert (state.rate["norm"]["bias"] == 1.0).all()
+    assert (state.rate["norm"]["weight"] == 6.0).all()
+
+
+def test_a_bias_with_axes_of_length_one_uses_its_kernels_rate():
+    params = {"weight": jnp.ones((5, 2, 3, 3)), "bias": jnp.ones((5, 1, 1))}  # Equinox
+    optimizer = scale_by_weight_norm(1.0, neurons=neuron_optax.TORCH)
+    _, state = optimizer.update(params, optimizer.init(params), params)
+    np.testing.assert_allclose(state.rate["bias"], jnp.full((5, 1, 1), 1 + 18**0.5))
+
+
+def test_a_statistic_that_is_not_finite_is_not_remembered():
+    smallest = Accumulator(jnp.ones_like, jnp.minimum, lambda memory, step: memory)
+    inverse = lambda update, param, fan_in: 1 / jnp.sum(update, fan_in, keepdims=True)
+    optimizer = scale_per_neuron(inverse, smallest, inverse_root())
+    grads = jnp.array([[1.0, 4.0], [-1.0, 4.0]])  # 1 / 0 is infinite, memory is not
+    update, _ = optimizer.update(grads, optimizer.init(grads))
+    assert not update[:, 0].any() and update[:, 1].all()
+
+
+def test_the_direction_sees_params_and_extra_arguments():
+    def update(updates, state, params=None, *, extra):
+        return jax.tree.map(lambda p: p * extra, params), state
+
+    direction = optax.GradientTransformationExtraArgs(lambda params: (), update)
+    params = {"w": jnp.full((2, 1), 3.0)}
+    for optimizer in (
+        scale_per_neuron(mean_square, latest(), inverse_root(), direction=direction),
+        neuron_optax.scale_by_layer({"w": 1.0}, direction=direction),
+    ):
+        updates, _ = optimizer.update(params, optimizer.init(params), params, extra=2.0)
+        assert updates["w"][0, 0] in (2.0, 6.0)
 
 
 def test_a_memory_that_overflows_is_left_as_it_was():

@@ -91,9 +91,8 @@ def test_neurons_do_not_see_each_other(case, changed):
     plain = trajectory(case, changed, gradients(STEPS), draw(1))
     other = trajectory(case, changed, [louder(g) for g in gradients(STEPS)], draw(1))
     agree([others(step) for step in plain], [others(step) for step in other], 0)
-    assert not np.array_equal(
-        plain[0]["Dense_0"]["bias"][0] - draw(1)["Dense_0"]["bias"][0], 0
-    )
+    loud = louder(gradients(1)[0])["Dense_0"]["kernel"]
+    assert not np.array_equal(loud[:, 0], gradients(1)[0]["Dense_0"]["kernel"][:, 0])
 
 
 @rows(COUPLED)
@@ -141,7 +140,9 @@ def test_one_neuron_per_entry_is_the_known_optimizer(case):
 @rows(variants(["default"]))
 def test_one_neuron_per_layer_is_a_neuron_with_all_its_entries(case, changed):
     grads, flat = gradients(STEPS), lambda tree: jax.tree.map(lambda x: x.ravel(), tree)
-    column = lambda tree: jax.tree.map(lambda leaf: leaf.reshape(-1, 1), tree)
+    column = lambda tree: jax.tree.map(  # a kernel has one rank more than its bias
+        lambda leaf: leaf.reshape(-1, *[1] * (1 + (leaf.ndim > 1))), tree
+    )
     layout = neuron_optax.PER_LAYER
     actual = trajectory(case, changed, grads, draw(1), neurons=layout)
     expected = trajectory(
@@ -149,7 +150,7 @@ def test_one_neuron_per_layer_is_a_neuron_with_all_its_entries(case, changed):
         changed,
         [column(g) for g in grads],
         column(draw(1)),
-        neurons=neuron_optax.Neurons(output=(1,)),
+        neurons=neuron_optax.Neurons(),
     )
     agree(flat(actual), flat(expected), TOLERANCE)
 
@@ -191,3 +192,54 @@ def test_dtype_in_is_dtype_out_and_numbers_per_neuron_have_32_bits(
     wide = jnp.promote_types(dtype, jnp.float32)
     assert {leaf.dtype for leaf in jax.tree.leaves(updates)} == {jnp.dtype(dtype)}
     assert {a.dtype for a in jax.tree.leaves((neurons.memory, neurons.rate))} == {wide}
+
+
+MASK = {layer: {"kernel": True, "bias": False} for layer in SHAPES}
+DECAYING = {
+    **{name: case.build for name, case in CASES.items() if case.alias},
+    "layerwise": lambda rate, **given: neuron_optax.layerwise({"": rate}, **given),
+    "layerwise_decay": lambda rate, **given: neuron_optax.layerwise_decay(
+        rate, 1.0, [""], **given
+    ),
+}
+
+
+@pytest.mark.parametrize("mask", [MASK, lambda params: MASK], ids=["tree", "function"])
+@pytest.mark.parametrize("build", DECAYING.values(), ids=DECAYING)
+def test_decay_follows_its_schedule_and_spares_what_its_mask_spares(build, mask):
+    params, grads = jax.tree.map(jnp.asarray, (draw(1), gradients(1)[0]))
+
+    def updates(**given):
+        optimizer = build(0.1, **given)
+        return optimizer.update(grads, optimizer.init(params), params)[0]
+
+    schedule = lambda step: jnp.where(step == 0, 0.5, 0.0)
+    plain = updates()
+    masked = updates(weight_decay=schedule, weight_decay_mask=mask)
+    for layer, of in params.items():
+        np.testing.assert_array_equal(masked[layer]["bias"], plain[layer]["bias"])
+        decay = masked[layer]["kernel"] - plain[layer]["kernel"]
+        np.testing.assert_allclose(decay, -0.1 * 0.5 * of["kernel"], rtol=1e-9)
+
+
+def test_layers_take_their_direction_and_the_first_pattern_that_matches():
+    params = {"a": jnp.ones(2), "ab": jnp.ones(2)}
+    plain = {"direction": optax.identity()}
+    for optimizer in (
+        neuron_optax.layerwise({"ab": 0.5, "a": 0.25}, **plain),
+        neuron_optax.layerwise_decay(0.5, 0.5, ["a$", "b"], **plain),
+    ):
+        updates, state = optimizer.update(params, optimizer.init(params), params)
+        assert updates["a"].tolist() == [-0.25] * 2
+        assert updates["ab"].tolist() == [-0.5] * 2
+        assert optax.tree.get(state, "rate")["ab"].tolist() == [0.5]
+
+
+def test_the_rate_of_a_layer_follows_its_schedule():
+    optimizer = neuron_optax.scale_by_layer({"w": lambda step: 1.0 / (step + 1)})
+    params = {"w": jnp.ones(2)}
+    state = optimizer.init(params)
+    for step in range(3):
+        updates, state = optimizer.update(params, state)
+        np.testing.assert_allclose(state.rate["w"], 1 / (step + 1), rtol=1e-6)
+        np.testing.assert_allclose(updates["w"], 1 / (step + 1), rtol=1e-6)

@@ -1,5 +1,7 @@
 """Every strategy takes the steps of its PyTorch oracle, parameters and state."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -145,3 +147,85 @@ def test_float32_differs_by_its_roundings_only(case, changed):
                 params[layer][name], leaf, rtol=0, atol=tolerance
             )
             assert not np.array_equal(params[layer][name], leaf)
+
+
+LAYERS = {"Conv_0": 0.025, "Dense_0": 0.05, "Dense_1": 0.1}
+
+
+def fixed(groups, weight_decay):
+    groups = [{**groups[layer], "lr": rate} for layer, rate in LAYERS.items()]
+    return oracle("layerwise:Layerwise")(groups, 0.0, weight_decay=weight_decay)
+
+
+def shrinking(groups, weight_decay):
+    groups = [groups[layer] for layer in LAYERS]
+    build = oracle("layerwise_decay:LayerwiseDecay")
+    return build(groups, 0.1, 0.5, weight_decay=weight_decay)
+
+
+LAYERWISE = {  # both with the rates of LAYERS
+    "layerwise": (functools.partial(neuron_optax.layerwise, LAYERS), fixed),
+    "layerwise_decay": (
+        functools.partial(neuron_optax.layerwise_decay, 0.1, 0.5, [*LAYERS]),
+        shrinking,
+    ),
+}
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize(("build", "twin"), LAYERWISE.values(), ids=LAYERWISE)
+def test_every_step_of_layers_matches_pytorch(build, twin, weight_decay):
+    optimizer = build(weight_decay=weight_decay)
+    expected = jax.tree.map(lambda leaf: torch.tensor(in_torch(leaf)), draw(1))
+    groups = {layer: {"params": [*of.values()]} for layer, of in expected.items()}
+    theirs = twin(groups, weight_decay)
+    params = jax.tree.map(jnp.asarray, draw(1))
+    state, update = optimizer.init(params), jax.jit(optimizer.update)
+    for step, grads in enumerate(gradients(), start=1):
+        updates, state = update(jax.tree.map(jnp.asarray, grads), state, params)
+        params = optax.apply_updates(params, updates)
+        for layer, of in expected.items():
+            for name, leaf in of.items():
+                leaf.grad = torch.tensor(in_torch(grads[layer][name]))
+        theirs.step()
+        for layer, of in expected.items():
+            for name, leaf in of.items():
+                where = f"step {step}, {layer}/{name}"
+                compare(params[layer][name], leaf, TOLERANCE, where)
+                rate = optax.tree.get(state, "rate")[layer][name]
+                compare(rate, LAYERS[layer], TOLERANCE, f"{where}, rate")
+                for field, key in (("mu", "m"), ("nu", "v")):
+                    moment = optax.tree.get(state, field)[layer][name]
+                    compare(moment, theirs.state[leaf][key], TOLERANCE, where)
+
+
+ROWS = {  # leaves whose neurons are not the last axis alone: shape, view as rows
+    "attn/query/kernel": ((5, 3, 4), lambda leaf: leaf.reshape(5, 12).T),
+    "Embed_0/embedding": ((7, 5), lambda leaf: leaf),
+}
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(("path", "view"), ROWS.items(), ids=ROWS)
+@pytest.mark.parametrize(
+    ("case", "changed"), variants(["default"]).values(), ids=variants(["default"])
+)
+def test_heads_and_tokens_match_pytorch(case, changed, path, view):
+    (shape, rows), rng = view, np.random.default_rng(0)
+    params = {path: jnp.asarray(rng.standard_normal(shape))}
+    weight = torch.tensor(np.array(rows(params[path])))
+    theirs = oracle(case.oracle)([weight], case.learning_rate, **changed)
+    optimizer = case.build(case.learning_rate, **changed)
+    state = optimizer.init(params)
+    for step in range(STEPS):
+        grads = {path: jnp.asarray(rng.standard_normal(shape))}
+        updates, state = optimizer.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        weight.grad = torch.tensor(np.array(rows(grads[path])))
+        theirs.step()
+        actual = np.asarray(rows(params[path]))
+        where = f"step {step + 1}"
+        np.testing.assert_allclose(actual, weight, TOLERANCE, TOLERANCE, err_msg=where)
+    rate = optax.tree.get(state, "rate")[path]
+    assert rate.size == len(weight) and np.ptp(rate) > 1e-3

@@ -106,7 +106,7 @@ RATES = {
     "bounded": (no.bounded(no.identity(), 0.1, 1.0), [[0.1, 0.25, 1.0]]),
     "bounded below": (no.bounded(no.identity(), low=0.1), [[0.1, 0.25, 4.0]]),
     "unbounded": (no.bounded(no.identity()), VALUES),
-    "redistributed": (no.redistributed(no.affine(4.0)), [[0.15, 0.3, 2.55]]),
+    "redistributed": (no.redistributed(no.affine(4.0)), [[1 / 9.5, 2 / 9.5, 17 / 9.5]]),
 }
 
 

@@ -4,8 +4,9 @@ In their formulas :math:`g` is the gradient, :math:`w` the weights before the st
 :math:`\eta` the learning rate and :math:`\lambda` the weight decay, which is decoupled:
 it enters no statistic.
 
-Under ``optax.inject_hyperparams`` with bfloat16 params, hyperparameters become bfloat16,
-where 0.999 is 1: give ``hyperparam_dtype=jnp.float32``.
+Under ``optax.inject_hyperparams``, name a function given as ``weight_decay_mask`` in
+``static_args``, or it is taken for a schedule. With bfloat16 params hyperparameters
+become bfloat16, where 0.999 is 1: give ``hyperparam_dtype=jnp.float32``.
 """
 
 from neuron_optax.strategies.gradients import adam_mini, neuron_adagrad, neuron_rmsprop

@@ -26,7 +26,7 @@ def decoupled_decay(weight_decay, mask) -> optax.GradientTransformation:
     return optax.add_decayed_weights(weight_decay, mask)
 
 
-def step(scaled, learning_rate, weight_decay, mask):
+def descend(scaled, learning_rate, weight_decay, mask):
     """Turn what is scaled into a step against the gradient, with decoupled decay."""
     return optax.chain(
         scaled,

@@ -13,9 +13,9 @@ from neuron_optax.strategies.alias import (
     Bias,
     NeuronsLike,
     Scalar,
+    descend,
     require_adam,
     shaped,
-    step,
 )
 
 
@@ -45,7 +45,8 @@ def neuron_adagrad(
       initial_accumulator_value: :math:`a_0 \ge 0`, in units of the gradient squared.
       eps: added to :math:`\sqrt a`, in units of the gradient, positive.
       weight_decay: :math:`\lambda`, multiplied by the base learning rate.
-      weight_decay_mask: tree of booleans, or function of the params: what decays.
+      weight_decay_mask: what decays, a tree of booleans or a function of the params
+        (in ``static_args`` under ``optax.inject_hyperparams``).
       neurons: the axes that index the neurons, by leaf; fan-in axes are averaged over.
         ``PER_ENTRY`` is AdaGrad itself.
       bias: whose factor a bias uses, see `scale_per_neuron`.
@@ -81,7 +82,7 @@ def neuron_adagrad(
         neurons=neurons,
         bias=bias,
     )
-    return step(scaled, learning_rate, weight_decay, weight_decay_mask)
+    return descend(scaled, learning_rate, weight_decay, weight_decay_mask)
 
 
 def neuron_rmsprop(
@@ -110,7 +111,8 @@ def neuron_rmsprop(
       decay: :math:`\beta`, in ``[0, 1)``.
       eps: added to :math:`\sqrt v`, in units of the gradient, positive.
       weight_decay: :math:`\lambda`, multiplied by the base learning rate.
-      weight_decay_mask: tree of booleans, or function of the params: what decays.
+      weight_decay_mask: what decays, a tree of booleans or a function of the params
+        (in ``static_args`` under ``optax.inject_hyperparams``).
       neurons: the axes that index the neurons, by leaf; fan-in axes are averaged over.
         ``PER_ENTRY`` is RMSprop itself.
       bias: whose factor a bias uses, see `scale_per_neuron`.
@@ -144,7 +146,7 @@ def neuron_rmsprop(
         neurons=neurons,
         bias=bias,
     )
-    return step(scaled, learning_rate, weight_decay, weight_decay_mask)
+    return descend(scaled, learning_rate, weight_decay, weight_decay_mask)
 
 
 def adam_mini(
@@ -176,7 +178,8 @@ def adam_mini(
       b2: decay of the second moment, in ``[0, 1)``.
       eps: added to :math:`\sqrt{\hat v}`, in units of the gradient, positive.
       weight_decay: :math:`\lambda`, multiplied by the base learning rate.
-      weight_decay_mask: tree of booleans, or function of the params: what decays.
+      weight_decay_mask: what decays, a tree of booleans or a function of the params
+        (in ``static_args`` under ``optax.inject_hyperparams``).
       neurons: the axes that index the neurons, by leaf; fan-in axes are averaged over.
         ``PER_ENTRY`` is Adam itself.
       bias: whose factor a bias uses, see `scale_per_neuron`.
@@ -216,4 +219,4 @@ def adam_mini(
         bias=bias,
         direction=optax.ema(b1),
     )
-    return step(scaled, learning_rate, weight_decay, weight_decay_mask)
+    return descend(scaled, learning_rate, weight_decay, weight_decay_mask)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from neuron_optax.core import NeuronState
+from neuron_optax.core import NeuronState, check_dtypes, check_leaves
 from neuron_optax.strategies.alias import Scalar, decoupled_decay
 from neuron_optax.trees import (
     cast_like,
@@ -30,16 +30,20 @@ def scale_by_layer(
     Args:
       learning_rates: :math:`\eta_\ell` by pattern, scalar or schedule, in units of the
         parameter over those of the update. A pattern is searched in the leaf's path
-        (``re.search``); the first that matches counts.
+        (``re.search``); the first that matches counts, so write ``layer_1/``, which is
+        not in ``layer_10/kernel``.
       default: rate of leaves that match no pattern; ``None`` if there are none.
-      direction: what is scaled; ``None`` for the update itself.
+      direction: what is scaled, without sign and learning rate; ``None`` for the
+        update itself.
 
     Returns:
       A transformation whose state is a `NeuronState` with one rate per leaf.
 
     Raises:
       ValueError: at ``init``, listing the leaves that match no pattern and have no
-        default, or the patterns that match no leaf although none is masked away.
+        default, or the patterns that are the first to match no leaf although none is
+        masked away.
+      TypeError: at ``init``, for a leaf that is not floating or complex.
 
     Example:
       >>> optimizer = scale_by_layer({"head": 0.5}, default=0.25)
@@ -49,6 +53,7 @@ def scale_by_layer(
       ([0.25, 0.25], [0.5, 0.5])
     """
     inner = optax.with_extra_args_support(direction or optax.identity())
+    learning_rates = dict(learning_rates)
 
     def rates(tree, step):
         def rate(path, leaf):
@@ -61,20 +66,19 @@ def scale_by_layer(
         return map_named(rate, tree)
 
     def init(params):
+        check_dtypes(unbox(params))
         _check_patterns(learning_rates, default, params)
         step = jnp.zeros([], jnp.int32)
         return NeuronState(step, (), rates(unbox(params), step), inner.init(params))
 
     def update(updates, state, params=None, **extra_args):
+        check_leaves(unbox(updates), state.rate, unbox(params))
         rate = rates(unbox(updates), state.step)
         scaled, moved = inner.update(updates, state.direction, params, **extra_args)
         scaled = jax.tree.map(lambda r, u: r * u, rate, unbox(scaled))
         step = jnp.asarray(optax.safe_increment(state.step))
-        moved = cast_like(moved, state.direction)
-        return (
-            cast_like(rebox(scaled, updates), updates),
-            NeuronState(step, (), rate, moved),
-        )
+        new = NeuronState(step, (), rate, moved)
+        return cast_like(rebox(scaled, updates), updates), cast_like(new, state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -94,9 +98,11 @@ def layerwise(
     Args:
       learning_rates: :math:`\eta_\ell` by pattern, see `scale_by_layer`.
       default: rate of leaves that match no pattern; ``None`` if there are none.
-      direction: what is scaled; ``None`` for Adam with Optax's defaults.
+      direction: what is scaled, without sign and learning rate; ``None`` for Adam with
+        Optax's defaults.
       weight_decay: :math:`\lambda`, multiplied by the layer's rate.
-      weight_decay_mask: tree of booleans, or function of the params: what decays.
+      weight_decay_mask: what decays, a tree of booleans or a function of the params
+        (in ``static_args`` under ``optax.inject_hyperparams``).
 
     Returns:
       A chain; the rates are in its `NeuronState`.
@@ -105,8 +111,8 @@ def layerwise(
       ValueError: at ``init``, as `scale_by_layer`.
 
     Note:
-      Nothing is measured, so there are no neurons, biases or bounds to choose; a rate
-      per neuron within the layers is a ``direction``.
+      Nothing is measured, so there are no neurons, biases or bounds to choose. For a
+      rate per neuron within the layers pass `scale_per_neuron` as the direction.
 
     Example:
       >>> optimizer = layerwise({"body": 1e-3, "head": 1e-2})
@@ -142,9 +148,11 @@ def layerwise_decay(
       decay: :math:`\gamma`, in ``(0, 1]``, without unit.
       layers: patterns of the layers from the input to the top, see `scale_by_layer`.
       default: rate of leaves that match no pattern; ``None`` if there are none.
-      direction: what is scaled; ``None`` for Adam with Optax's defaults.
+      direction: what is scaled, without sign and learning rate; ``None`` for Adam with
+        Optax's defaults.
       weight_decay: :math:`\lambda`, multiplied by the layer's rate.
-      weight_decay_mask: tree of booleans, or function of the params: what decays.
+      weight_decay_mask: what decays, a tree of booleans or a function of the params
+        (in ``static_args`` under ``optax.inject_hyperparams``).
 
     Returns:
       A chain; the rates are in its `NeuronState`.
@@ -185,13 +193,18 @@ def _times(rate: optax.ScalarOrSchedule, factor: Scalar) -> optax.ScalarOrSchedu
 def _check_patterns(learning_rates, default, params):
     """Refuse leaves without a rate and patterns without a leaf."""
     masked = [n for _, n in named_leaves(params, is_masked) if is_masked(n)]
-    paths = [path for path, _ in named_leaves(unbox(params))]
-    patterns = list(learning_rates)
-    unmatched = [p for p in paths if not any(re.search(q, p) for q in patterns)]
-    unused = [q for q in patterns if not any(re.search(q, p) for p in paths)]
+    first = {
+        path: next((p for p in learning_rates if re.search(p, path)), None)
+        for path, _ in named_leaves(unbox(params))
+    }
+    unmatched = [path for path, pattern in first.items() if pattern is None]
+    unused = [p for p in learning_rates if p not in first.values()]
     if unmatched and default is None:
         raise ValueError(
-            f"no pattern of {patterns} matches {unmatched}, and there is no default"
+            f"no pattern of {list(learning_rates)} matches {unmatched}, and there is "
+            "no default"
         )
-    if unused and paths and not masked:
-        raise ValueError(f"patterns {unused} match no leaf of {paths}")
+    if unused and first and not masked:
+        raise ValueError(
+            f"patterns {unused} are the first to match no leaf of {list(first)}"
+        )

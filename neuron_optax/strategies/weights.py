@@ -13,9 +13,9 @@ from neuron_optax.strategies.alias import (
     Bias,
     NeuronsLike,
     Scalar,
+    descend,
     require_adam,
     shaped,
-    step,
 )
 
 
@@ -104,7 +104,8 @@ def weight_norm_adam(
       eps: added to :math:`\sqrt{\hat v}`, in units of the gradient, positive. Optax's
         Adam divides zero by zero in float16 if it is below 6e-8.
       weight_decay: :math:`\lambda`, multiplied by the base learning rate.
-      weight_decay_mask: tree of booleans, or function of the params: what decays.
+      weight_decay_mask: what decays, a tree of booleans or a function of the params
+        (in ``static_args`` under ``optax.inject_hyperparams``).
       norm: as `scale_by_weight_norm`, which says why ``"l2"`` feeds back on itself.
       neurons: the axes that index the neurons, by leaf.
       bias: whose factor a bias uses, see `scale_per_neuron`.
@@ -137,4 +138,4 @@ def weight_norm_adam(
         high=high,
         redistribute=redistribute,
     )
-    return step(scaled, learning_rate, weight_decay, weight_decay_mask)
+    return descend(scaled, learning_rate, weight_decay, weight_decay_mask)
