@@ -19,6 +19,7 @@ from neuron_optax import (
 )
 from tests.cases import CASES
 
+CLOSE = {"rtol": 1e-5, "atol": 1e-6}  # one program fused, the other not: a few ulps
 NOT_A_BIAS = r"^(?!.*(bias|b)$)"
 SHAPES = {
     "first": {"bias": (4,), "kernel": (3, 4)},
@@ -44,9 +45,8 @@ def layered(learning_rate, weight_decay=0.0):
 
 
 def decaying(learning_rate, decay=0.5, weight_decay=0.0):
-    """Put kernels one layer below the biases, whatever the tree."""
-    layers = [NOT_A_BIAS, ""]
-    return layerwise_decay(learning_rate, decay, layers, weight_decay=weight_decay)
+    """Put all leaves in one layer, whatever the tree."""
+    return layerwise_decay(learning_rate, decay, [""], weight_decay=weight_decay)
 
 
 def contenders(neurons):
@@ -110,6 +110,13 @@ def run(optimizer, params, gradients, state=None):
 def types(tree):
     """Return shape, dtype, weak type and sharding of every leaf."""
     return jax.tree.map(jax.typeof, tree)
+
+
+def types_around_update(optimizer, params, gradient):
+    """Return the types of a gradient and the state, before and after an update."""
+    before = optimizer.init(params)
+    update, after = jax.eval_shape(optimizer.update, gradient, before, params)
+    return types((gradient, before)), types((update, after))
 
 
 def differ(left, right):
