@@ -19,6 +19,12 @@ GRANULARITIES = {  # our layout, the view in which the oracle finds its rows
     "entry": (neuron_optax.PER_ENTRY, lambda rows: rows.reshape(-1, 1)),
     "layer": (neuron_optax.PER_LAYER, lambda rows: rows.reshape(1, -1)),
 }
+EVERYWHERE = "default", "weight_decay", "redistribute"  # the others per neuron
+ROWS = {
+    f"{name}-{granularity}": (*row, granularity)
+    for granularity in GRANULARITIES
+    for name, row in variants(None if granularity == "neuron" else EVERYWHERE).items()
+}
 
 
 def in_torch(leaf):
@@ -71,8 +77,7 @@ def compare(actual, expected, tolerance, message):
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("granularity", GRANULARITIES)
-@pytest.mark.parametrize(("case", "changed"), variants().values(), ids=variants())
+@pytest.mark.parametrize(("case", "changed", "granularity"), ROWS.values(), ids=ROWS)
 def test_every_step_matches_pytorch(case, changed, granularity):
     layout, view = GRANULARITIES[granularity]
     changed = dict(changed)
@@ -200,14 +205,14 @@ def test_every_step_of_layers_matches_pytorch(build, twin, weight_decay):
                     compare(moment, theirs.state[leaf][key], TOLERANCE, where)
 
 
-ROWS = {  # leaves whose neurons are not the last axis alone: shape, view as rows
+FOLDED = {  # leaves whose neurons are not the last axis alone: shape, view as rows
     "attn/query/kernel": ((5, 3, 4), lambda leaf: leaf.reshape(5, 12).T),
     "Embed_0/embedding": ((7, 5), lambda leaf: leaf),
 }
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize(("path", "view"), ROWS.items(), ids=ROWS)
+@pytest.mark.parametrize(("path", "view"), FOLDED.items(), ids=FOLDED)
 @pytest.mark.parametrize(
     ("case", "changed"), variants(["default"]).values(), ids=variants(["default"])
 )
