@@ -227,6 +227,7 @@ def test_schedule_free_moves_its_own_iterate_by_our_update(make):
     assert types(after) == types(before)
     params = optax.apply_updates(PARAMS, update)
     averaged = optax.contrib.schedule_free_eval_params(after, params)
+    # the average is recovered by a subtraction, divided by 1 - b1
     chex.assert_trees_all_close(averaged, moved, rtol=1e-4, atol=1e-5)
     assert differ(moved, PARAMS)
 
