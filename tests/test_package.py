@@ -89,7 +89,7 @@ def test_importing_the_package_imports_neither_torch_nor_flax_nor_matplotlib():
     )
     loaded = set(run.stdout.split())
     assert "optax" in loaded
-    assert not loaded & {"torch", "flax", "matplotlib", "sklearn", "chex", "tqdm"}
+    assert not loaded & {"torch", "flax", "matplotlib", "sklearn", "tqdm"}
 
 
 def test_every_public_name_is_exported_and_has_a_doctest():
