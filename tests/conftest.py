@@ -5,6 +5,8 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+collect_ignore_glob = ["reference/*"]  # oracles have no tests and need torch
+
 
 @pytest.fixture
 def float64():
