@@ -53,9 +53,8 @@ def neuron_adagrad(
       low: least factor; ``None`` for no bound.
       high: largest factor; ``None`` for no bound. That of a neuron without gradient so
         far is :math:`1/\epsilon`, which no update shows, but every report of rates.
-      redistribute: divide the factors of a layer by their mean, before the bounds. One
-        neuron at :math:`1/\epsilon` starves the others of its layer: start from a
-        positive ``initial_accumulator_value``.
+      redistribute: divide the factors of a layer by their mean, before the bounds. A
+        neuron without gradient so far does not count in the mean.
 
     Returns:
       A chain; its `NeuronState` holds :math:`a` with fan-in axes of length 1.
@@ -119,8 +118,8 @@ def neuron_rmsprop(
       low: least factor; ``None`` for no bound.
       high: largest factor; ``None`` for no bound. That of a neuron without gradient so
         far is :math:`1/\epsilon`, which no update shows, but every report of rates.
-      redistribute: divide the factors of a layer by their mean, before the bounds. One
-        neuron at :math:`1/\epsilon` starves the others of its layer.
+      redistribute: divide the factors of a layer by their mean, before the bounds. A
+        neuron without gradient so far does not count in the mean.
 
     Returns:
       A chain; its `NeuronState` holds :math:`v` with fan-in axes of length 1.
@@ -186,8 +185,8 @@ def adam_mini(
       low: least factor; ``None`` for no bound.
       high: largest factor; ``None`` for no bound. That of a neuron without gradient so
         far is :math:`1/\epsilon`, which no update shows, but every report of rates.
-      redistribute: divide the factors of a layer by their mean, before the bounds. One
-        neuron at :math:`1/\epsilon` starves the others of its layer.
+      redistribute: divide the factors of a layer by their mean, before the bounds. A
+        neuron without gradient so far does not count in the mean.
 
     Returns:
       A chain; its `NeuronState` holds :math:`m` at the shape of the parameters and

@@ -45,7 +45,8 @@ def scale_by_weight_norm(
       bias: whose factor a bias uses, see `scale_per_neuron`.
       low: least factor; ``None`` for no bound.
       high: largest factor; ``None`` for no bound.
-      redistribute: divide the factors of a layer by their mean, before the bounds.
+      redistribute: divide the factors of a layer by their mean, before the bounds. A
+        neuron whose weights are all 0 does not count in the mean.
 
     Returns:
       A transformation whose state is a `NeuronState`; its memory is the norm.
@@ -111,7 +112,8 @@ def weight_norm_adam(
       bias: whose factor a bias uses, see `scale_per_neuron`.
       low: least factor; ``None`` for no bound.
       high: largest factor; ``None`` for no bound.
-      redistribute: divide the factors of a layer by their mean, before the bounds.
+      redistribute: divide the factors of a layer by their mean, before the bounds. A
+        neuron whose weights are all 0 does not count in the mean.
 
     Returns:
       A chain; Adam's state is the direction of its `NeuronState`.
