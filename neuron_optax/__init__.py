@@ -10,6 +10,7 @@ from neuron_optax.accumulators import (
 )
 from neuron_optax.axes import (
     FLAX,
+    HAIKU,
     PER_ENTRY,
     PER_LAYER,
     TORCH,
@@ -17,6 +18,7 @@ from neuron_optax.axes import (
     Neurons,
     Rule,
     describe,
+    infer_layout,
 )
 from neuron_optax.core import NeuronState, scale_per_neuron
 from neuron_optax.rates import (
@@ -51,6 +53,7 @@ from neuron_optax.strategies import (
 
 __all__ = [
     "FLAX",
+    "HAIKU",
     "PER_ENTRY",
     "PER_LAYER",
     "TORCH",
@@ -67,6 +70,7 @@ __all__ = [
     "describe",
     "ema",
     "identity",
+    "infer_layout",
     "inverse_root",
     "latest",
     "layerwise",

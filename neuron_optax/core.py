@@ -7,7 +7,6 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from neuron_optax.accumulators import Accumulator
@@ -17,18 +16,21 @@ from neuron_optax.axes import (
     MatrixAxes,
     Neurons,
     as_layout,
-    kernel_of,
-    resolve,
+    check_numbers,
+    lend,
+    map_axes,
+    unview,
+    view,
 )
+from neuron_optax.boxes import box_numbers, rebox, unbox
 from neuron_optax.rates import Rate
 from neuron_optax.statistics import Statistic, sum_square
 from neuron_optax.trees import (
     cast_like,
-    is_masked,
+    check_dtypes,
+    check_leaves,
+    check_same_shapes,
     map_named,
-    named_leaves,
-    rebox,
-    unbox,
 )
 
 
@@ -120,78 +122,77 @@ def scale_per_neuron(
     if bias not in ("own", "kernel"):
         raise ValueError(f"bias must be 'own' or 'kernel', got {bias!r}")
 
-    def lend(tree):
-        return _lend(tree, layout) if bias == "kernel" else tree
+    def lent(axes, tree):
+        return lend(tree, layout, axes) if bias == "kernel" else tree
 
-    def measure(updates, params):
+    def measure(axes, updates, params):
         weights = jax.tree.map(lambda _: None, updates) if params is None else params
         return map_named(
-            lambda path, u, w: _measure(statistic, layout, path, u, w), updates, weights
+            lambda path, u, w: _measure(statistic, axes[path].fan_in, path, u, w),
+            updates,
+            weights,
         )
 
-    def squares(updates):
-        return map_named(
-            lambda path, u: sum_square(_widen(u), None, layout.axes(path, u.shape)[-1]),
-            jax.tree.map(jnp.asarray, updates),
+    def squares(axes, updates):
+        return map_axes(
+            lambda of, u: sum_square(_widen(u), None, of.fan_in), axes, updates
         )
 
-    def factors(memory, step):
-        return map_named(
-            lambda path, a: rate.apply(
-                accumulator.read(a, step), layout.axes(path, a.shape).output
-            ),
-            memory,
+    def factors(axes, memory, step):
+        return map_axes(
+            lambda of, a: rate.apply(accumulator.read(a, step), of.output), axes, memory
         )
 
     def init(params):
         plain = unbox(params)
         check_dtypes(plain)
-        blank = jax.eval_shape(measure, plain, plain)
-        _check_shapes(plain, blank, layout, "the statistic")
-        rates = lend(jax.tree.map(jnp.ones_like, blank))
+        axes = layout.resolve(plain)
+        blank = jax.eval_shape(lambda p: measure(axes, *[view(axes, p)] * 2), plain)
+        check_numbers(axes, blank, "the statistic")
+        boxed = lambda tree: box_numbers(tree, params, lambda path: axes[path].names)
+        rates = lent(axes, jax.tree.map(jnp.ones_like, blank))
         return NeuronState(
             step=jnp.zeros([], jnp.int32),
-            memory=jax.tree.map(accumulator.init, blank),
-            rate=rates if store_rate else (),
+            memory=boxed(jax.tree.map(accumulator.init, blank)),
+            rate=boxed(rates) if store_rate else (),
             direction=inner.init(params),
         )
 
     def update(updates, state, params=None, **extra_args):
         plain, weights = unbox(updates), unbox(params)
-        check_leaves(plain, state.memory, weights)
-        _check_shapes(plain, state.memory, layout, "the state")
+        memory = unbox(state.memory)
+        check_leaves(plain, memory, weights)
+        axes = layout.resolve(plain)
+        check_numbers(axes, memory, "the state")
+        seen, weights = view(axes, plain), view(axes, weights)
+
         step = jnp.asarray(optax.safe_increment(state.step))
-        measured = measure(plain, weights)
-        memory = jax.tree.map(accumulator.update, state.memory, measured)
-        finite = jax.tree.map(_finite, measured, memory, squares(plain))
-        sound = jax.tree.map(jnp.logical_and, finite, lend(finite))
-        memory = jax.tree.map(jnp.where, sound, memory, state.memory)
-        rates = lend(factors(memory, step))
+        measured = measure(axes, seen, weights)
+        now = jax.tree.map(accumulator.update, memory, measured)
+        finite = jax.tree.map(_finite, measured, now, squares(axes, seen))
+        sound = jax.tree.map(jnp.logical_and, finite, lent(axes, finite))
+        memory = jax.tree.map(jnp.where, sound, now, memory)
+        rates = lent(axes, factors(axes, memory, step))
         rates = jax.tree.map(lambda ok, r: jnp.where(ok, r, 0), sound, rates)
-        clean = jax.tree.map(lambda ok, g: jnp.where(ok, g, 0), sound, plain)
-        clean = rebox(clean, updates)
-        scaled, direction = inner.update(clean, state.direction, params, **extra_args)
-        scaled = jax.tree.map(lambda r, u: r * u, rates, unbox(scaled))
-        stored = rates if store_rate else ()
-        state_out = NeuronState(step, memory, stored, direction)
-        return (
-            rebox(cast_like(scaled, plain), updates),
-            cast_like(state_out, state),
+
+        clean = jax.tree.map(lambda ok, g: jnp.where(ok, g, 0), sound, seen)
+        clean = rebox(unview(axes, clean), updates)
+        scaled, direction = _move(inner, clean, state.direction, params, extra_args)
+        scaled = view(axes, unbox(scaled))
+        scaled = unview(axes, jax.tree.map(lambda r, u: r * u, rates, scaled))
+        new = NeuronState(
+            step=step,
+            memory=rebox(memory, state.memory),
+            rate=rebox(rates, state.rate) if store_rate else (),
+            direction=direction,
         )
+        return rebox(cast_like(scaled, plain), updates), cast_like(new, state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _measure(statistic, layout, path, update, param):
+def _measure(statistic, fan_in, path, update, param):
     """Measure one leaf in at least 32 bits; errors name the leaf."""
-    neurons = layout.neurons(path, np.ndim(update))
-    fan_in = resolve(neurons, path, np.shape(update)).fan_in
-    regions = jax.sharding.get_abstract_mesh().manual_axes
-    if regions and fan_in and neurons.reduce_over is None:
-        raise NotImplementedError(
-            f"{path}: inside shard_map over {regions}, say reduce_over=() in Neurons "
-            "if the fan-in is whole; a sharded fan-in is not supported yet"
-        )
     param = None if param is None else _widen(param)
     try:
         measured = statistic(_widen(update), param, fan_in)
@@ -202,6 +203,20 @@ def _measure(statistic, layout, path, update, param):
     return measured
 
 
+def _move(inner, updates, state, params, extra_args):
+    """Move the direction; a state made for other shapes is refused by its leaf."""
+    try:
+        moved, new = inner.update(updates, state, params, **extra_args)
+    except (TypeError, ValueError):
+        like = updates if params is None else params
+        check_same_shapes(
+            jax.eval_shape(inner.init, like), state, "the state of the direction"
+        )
+        raise
+    check_same_shapes(new, state, "the state of the direction")
+    return moved, new
+
+
 def _widen(array):
     return jnp.asarray(array, jnp.promote_types(jnp.result_type(array), jnp.float32))
 
@@ -209,91 +224,3 @@ def _widen(array):
 def _finite(*numbers):
     # As a reduction XLA computes it once per neuron; an "and" is inlined per entry.
     return jnp.all(jnp.isfinite(jnp.stack(numbers)), axis=0)
-
-
-def _lend(tree, layout):
-    """Give every bias the numbers of its kernel's neurons in place of its own."""
-    leaves = dict(named_leaves(tree, is_masked))
-
-    def lent(path, own):
-        kernel = kernel_of(path, leaves)
-        if kernel is None:
-            return own
-        if is_masked(leaves[kernel]):
-            raise ValueError(
-                f"{path} uses the rate of {kernel}, which is masked away: keep both "
-                "under one mask or label, or use bias='own'"
-            )
-        if leaves[kernel].ndim < 2 or leaves[kernel].shape == own.shape:
-            return own  # a normalisation
-        return _view(leaves[kernel], kernel, own, path, layout)
-
-    return map_named(lent, tree)
-
-
-def _view(array, kernel, own, bias, layout):
-    """View numbers of a kernel's neurons in the order and shape of its bias."""
-    ours, theirs = (
-        layout.neurons(*leaf) for leaf in ((kernel, array.ndim), (bias, own.ndim))
-    )
-    if ours.stack and not theirs.stack:
-        theirs = theirs._replace(stack=ours.stack)
-    ours, theirs = resolve(ours, kernel, array.shape), resolve(theirs, bias, own.shape)
-    counts, wanted = _counts(array, ours), _counts(own, theirs)
-    if counts != wanted:
-        raise ValueError(
-            f"{bias} uses the rate of {kernel}, so both must have the same neurons "
-            f"along (stack, output), got {wanted} and {counts}: override the layout or "
-            "use bias='own'"
-        )
-    order = theirs.stack + theirs.output + theirs.fan_in
-    array = jnp.transpose(array, ours.stack + ours.output + ours.fan_in)
-    array = array.reshape([own.shape[axis] for axis in order])
-    array = jnp.transpose(array, np.argsort(order).tolist())
-    sharding = jax.typeof(own).sharding  # a bias may be sharded unlike its kernel
-    explicit = sharding.mesh.explicit_axes
-    return jax.sharding.reshard(array, sharding) if explicit else array
-
-
-def _counts(array, axes):
-    output = [array.shape[axis] for axis in axes.output]
-    stack = [array.shape[axis] for axis in axes.stack]
-    return stack, [count for count in output if count != 1]
-
-
-def check_dtypes(params):
-    """Refuse leaves that are neither floating nor complex."""
-    for path, leaf in named_leaves(params):
-        dtype = jnp.result_type(leaf)
-        if not jnp.issubdtype(dtype, jnp.inexact):
-            raise TypeError(f"{path}: params must be float or complex, got {dtype}")
-
-
-def check_leaves(updates, memory, params):
-    """Refuse updates with other leaves than the state, or other shapes than params."""
-    came, wanted = dict(named_leaves(updates)), dict(named_leaves(memory))
-    if came.keys() != wanted.keys():
-        raise ValueError(
-            "updates must have the leaves the state was made for: missing "
-            f"{sorted(wanted.keys() - came.keys())}, "
-            f"unexpected {sorted(came.keys() - wanted.keys())}"
-        )
-    for path, weight in named_leaves(params):
-        if path in came and np.shape(came[path]) != np.shape(weight):
-            raise ValueError(
-                f"{path}: update must have the shape {np.shape(weight)} of its "
-                f"parameter, got {np.shape(came[path])}"
-            )
-
-
-def _check_shapes(tree, reduced, layout, holder):
-    came = dict(named_leaves(reduced))
-    for path, leaf in named_leaves(tree):
-        shape = np.shape(leaf)
-        fan_in = layout.axes(path, shape).fan_in
-        wanted = tuple(1 if a in fan_in else n for a, n in enumerate(shape))
-        if came[path].shape != wanted:
-            raise ValueError(
-                f"{path} of shape {shape} has one number per neuron in {wanted}, but "
-                f"{holder} has {came[path].shape}"
-            )

@@ -1,8 +1,7 @@
-"""Names, boxes and dtypes of the leaves of a tree; every other file may use them.
+"""Names, dtypes and checks of the leaves of a tree; every other file may use them.
 
 A path is the names from the root of a tree to a leaf, joined by '/':
-``"Dense_0/kernel"``; a dot in a name is a '/', too. A box is a pytree node around one
-array that carries metadata.
+``"Dense_0/kernel"``; a dot in a name is a '/', too.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,32 +9,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-
-
-def is_box(node: Any) -> bool:
-    """Whether ``node`` is a Flax box: an nnx Variable or linen metadata."""
-    return hasattr(node, "get_metadata") or hasattr(node, "replace_boxed")
 
 
 def is_masked(node: Any) -> bool:
     """Whether ``node`` stands where ``optax.masked`` or ``partition`` took a leaf."""
     return isinstance(node, optax.MaskedNode)
-
-
-def unbox(tree: Any) -> Any:
-    """Return ``tree`` with the arrays themselves in place of the boxes around them."""
-
-    def content(node):
-        leaves = jax.tree.leaves(node, is_leaf=is_masked)
-        return leaves[0] if len(leaves) == 1 else node
-
-    return jax.tree.map(content, tree, is_leaf=is_box)
-
-
-def rebox(plain: Any, like: Any) -> Any:
-    """Return the arrays of ``plain`` in the boxes of ``like``."""
-    return jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(plain))
 
 
 def cast_like(tree: Any, like: Any) -> Any:
@@ -51,11 +31,55 @@ def named_leaves(
         yield _path(keys), leaf
 
 
-def map_named(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+def map_named(
+    function: Callable[..., Any],
+    tree: Any,
+    *rest: Any,
+    is_leaf: Callable[[Any], bool] | None = None,
+) -> Any:
     """Map ``function(path, leaf, *leaves of rest)`` over ``tree``."""
     return jax.tree_util.tree_map_with_path(
-        lambda keys, *leaves: function(_path(keys), *leaves), tree, *rest
+        lambda keys, *leaves: function(_path(keys), *leaves),
+        tree,
+        *rest,
+        is_leaf=is_leaf,
     )
+
+
+def check_dtypes(params: Any) -> None:
+    """Refuse leaves that are neither floating nor complex."""
+    for path, leaf in named_leaves(params):
+        dtype = jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.inexact):
+            raise TypeError(f"{path}: params must be float or complex, got {dtype}")
+
+
+def check_leaves(updates: Any, state: Any, params: Any) -> None:
+    """Refuse updates with other leaves than the state, or other shapes than params."""
+    came, wanted = dict(named_leaves(updates)), dict(named_leaves(state))
+    if came.keys() != wanted.keys():
+        raise ValueError(
+            "updates must have the leaves the state was made for: missing "
+            f"{sorted(wanted.keys() - came.keys())}, "
+            f"unexpected {sorted(came.keys() - wanted.keys())}"
+        )
+    for path, weight in named_leaves(params):
+        if path in came and np.shape(came[path]) != np.shape(weight):
+            raise ValueError(
+                f"{path}: update must have the shape {np.shape(weight)} of its "
+                f"parameter, got {np.shape(came[path])}"
+            )
+
+
+def check_same_shapes(new: Any, old: Any, holder: str) -> None:
+    """Refuse a tree whose leaves have other shapes than those of ``old``."""
+    wanted = dict(named_leaves(old))
+    for path, leaf in named_leaves(new):
+        if path in wanted and np.shape(leaf) != np.shape(wanted[path]):
+            raise ValueError(
+                f"{holder} {path} has the shape {np.shape(wanted[path])}, but must "
+                f"have {np.shape(leaf)}: was it made for other params?"
+            )
 
 
 def _path(keys: tuple[Any, ...]) -> str:

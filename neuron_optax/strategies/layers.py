@@ -8,15 +8,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from neuron_optax.core import NeuronState, check_dtypes, check_leaves
+from neuron_optax.boxes import box_numbers, rebox, unbox
+from neuron_optax.core import NeuronState
 from neuron_optax.strategies.alias import Scalar, decoupled_decay
 from neuron_optax.trees import (
     cast_like,
+    check_dtypes,
+    check_leaves,
     is_masked,
     map_named,
     named_leaves,
-    rebox,
-    unbox,
 )
 
 
@@ -69,15 +70,16 @@ def scale_by_layer(
         check_dtypes(unbox(params))
         _check_patterns(learning_rates, default, params)
         step = jnp.zeros([], jnp.int32)
-        return NeuronState(step, (), rates(unbox(params), step), inner.init(params))
+        rate = box_numbers(rates(unbox(params), step), params, lambda path: _no_names)
+        return NeuronState(step, (), rate, inner.init(params))
 
     def update(updates, state, params=None, **extra_args):
-        check_leaves(unbox(updates), state.rate, unbox(params))
+        check_leaves(unbox(updates), unbox(state.rate), unbox(params))
         rate = rates(unbox(updates), state.step)
         scaled, moved = inner.update(updates, state.direction, params, **extra_args)
         scaled = jax.tree.map(lambda r, u: r * u, rate, unbox(scaled))
         step = jnp.asarray(optax.safe_increment(state.step))
-        new = NeuronState(step, (), rate, moved)
+        new = NeuronState(step, (), rebox(rate, state.rate), moved)
         return cast_like(rebox(scaled, updates), updates), cast_like(new, state)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -182,6 +184,10 @@ def layerwise_decay(
         for layer, depth in zip(layers, depths, strict=True)
     }
     return layerwise(rates, default, direction, weight_decay, weight_decay_mask)
+
+
+def _no_names(names: tuple[Any, ...]) -> tuple[None, ...]:
+    return (None,) * len(names)
 
 
 def _times(rate: optax.ScalarOrSchedule, factor: Scalar) -> optax.ScalarOrSchedule:

@@ -1,0 +1,74 @@
+r"""The layouts of Flax, PyTorch, Equinox and Haiku, and two that fit any tree.
+
+What path and rank leave open has a default here; say otherwise in one line:
+
+- stacked copies (``scan``, ``vmap``, experts): the last axis (`TORCH`: the first)
+  indexes the neurons and the copies are merged; `describe` marks them;
+  ``FLAX.override({r"layers/.*kernel": Neurons(stack=(0,))})``
+- ``DenseGeneral``, ``Einsum``: the last axis; ``{"Einsum_0/kernel": Neurons((1, 2))}``
+- transposed kernels: ``{"ConvTranspose_0/kernel": Neurons((-2,))}`` for Flax's
+  ``transpose_kernel``, ``{"up/weight": Neurons((1,))}`` for torch's
+- embeddings: a neuron is a row, of one token; ``{"embedding": Neurons((1,))}``
+- folded heads: a neuron is an entry of a head; one number per head by
+  ``{"query/w": Neurons(blocks=((1, heads),))}``, and by
+  ``{"query/kernel": Neurons((1,))}`` where heads have an axis
+"""
+
+from neuron_optax.axes.layouts import Layout, Rule
+from neuron_optax.axes.neurons import Neurons
+
+_ENTRIES = Neurons(output=...)
+_ROWS = Neurons(output=(0,))
+
+PER_ENTRY = Layout(rules=(Rule("", _ENTRIES),))
+"""Every entry of every leaf is a neuron: the known per-parameter optimizers.
+
+The state then holds two numbers per entry; one with ``store_rate=False`` of
+`scale_per_neuron`.
+"""
+
+PER_LAYER = Layout(rules=(Rule("", Neurons(output=())),))
+"""Every leaf is one neuron."""
+
+FLAX = Layout(
+    rules=(
+        Rule(r"(^|/)(bias|scale)$", _ENTRIES),
+        Rule(r"(^|/)embedding$", _ROWS, ranks=(2,)),
+        Rule(r"(^|/)(query|key|value)/kernel$", Neurons(output=(1, 2)), ranks=(3,)),
+        Rule(r"(?i)(att(entio)?n|mha)[^/]*/out/kernel$", Neurons(), ranks=(3,)),
+        Rule(r"(?i)conv_?local[^/]*/kernel$", Neurons(output=(0, -1)), ranks=(3,)),
+        Rule(r"(?i)conv_?local[^/]*/kernel$", Neurons(output=(0, 1, -1)), ranks=(4,)),
+        Rule(r"(?i)conv[^/]*/([ih]h/)?kernel$", Neurons(), ranks=(3, 4, 5)),
+    )
+)
+"""Flax: kernels (..., in, out), embeddings (token, feature), biases per entry."""
+
+TORCH = Layout(
+    rules=(
+        Rule(r"(^|[/_])bias(_\w+)?$", _ENTRIES),
+        Rule(r"(?i)(^|[/_])(layer|batch|group|rms)?_?norm[_\d]*/weight$", _ENTRIES),
+        Rule(r"(?i)conv[^/]*/weight$", _ROWS, ranks=(3, 4, 5)),
+    ),
+    fallback=_ROWS,
+)
+"""PyTorch and Equinox: weights (out, in, ...), biases per entry.
+
+Not so torch's transposed convolutions, (in, out, ...): override them.
+"""
+
+HAIKU = Layout(
+    rules=(
+        Rule(r"__layer_stack.*__layer_stack", Neurons(stack=(0, 1)), ranks=(4, 5, 6)),
+        Rule(r"__layer_stack.*transpose[^/]*/w$", Neurons((-2,), (0,)), ranks=(4, 5)),
+        Rule(r"__layer_stack.*/embeddings$", Neurons((1,), (0,)), ranks=(3,)),
+        Rule(r"__layer_stack.*/(b|scale|offset)$", Neurons(..., (0,))),
+        Rule(r"__layer_stack", Neurons(..., (0,)), ranks=(1, 2)),
+        Rule(r"__layer_stack", Neurons(stack=(0,)), ranks=(3, 4, 5, 6)),
+        Rule(r"(^|/)(b|scale|offset)$", _ENTRIES),
+        Rule(r"(^|/)embeddings$", _ROWS, ranks=(2,)),
+        Rule(r"conv[^/]*transpose[^/]*/w$", Neurons((-2,)), ranks=(3, 4, 5)),
+        Rule(r"conv[^/]*/([^/]*_to_hidden/)?w$", Neurons(), ranks=(3, 4, 5)),
+    )
+)
+"""Haiku: weights (..., in, out), of transposed convolutions (..., out, in), embeddings
+(token, feature), biases per entry; ``layer_stack`` is known by its name."""

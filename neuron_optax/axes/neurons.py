@@ -1,0 +1,173 @@
+"""What one leaf says about its neurons, and the axes that follow from its shape."""
+
+import math
+from collections.abc import Sequence
+from types import EllipsisType
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import numpy as np
+
+
+class Neurons(NamedTuple):
+    """Axes of one leaf that index its neurons; every axis not named is fan-in.
+
+    Attributes:
+      output: axes that index the neurons; ``...`` for all axes (each entry is a
+        neuron), ``()`` for none (the leaf is one neuron).
+      stack: axes that index independent copies: scanned layers, experts, batch dims.
+      blocks: ``((axis, count), ...)``; such an axis of ``output`` or ``stack`` indexes
+        ``count`` blocks of equal length, whose entries are fan-in: heads folded into
+        one axis, or the heads of a fused query, key and value, all by one rule.
+      reduce_over: mesh axes over which the fan-in is sharded inside ``shard_map``:
+        ``()`` if it is whole, ``None`` if not said. Names are not built yet.
+
+    Example:
+      >>> Neurons(output=(2,), stack=(0,))  # kernels (layers, in, out)
+      Neurons(output=(2,), stack=(0,), blocks=(), reduce_over=None)
+      >>> per_head = Neurons(blocks=((-1, 3),))  # kernels (in, 3 heads * dim)
+      >>> resolve(per_head, "query/w", (5, 12)).numbers
+      (1, 3, 1)
+    """
+
+    output: tuple[int, ...] | EllipsisType = (-1,)
+    stack: tuple[int, ...] = ()
+    blocks: tuple[tuple[int, int], ...] = ()
+    reduce_over: tuple[str, ...] | None = None
+
+
+@runtime_checkable
+class MatrixAxes(Protocol):
+    """What ``optax.contrib.MuonDimensionNumbers`` says: axes not named are kept."""
+
+    @property
+    def reduction_axis(self) -> Any:
+        """Fan-in axes."""
+
+    @property
+    def output_axis(self) -> Any:
+        """Axes that index the neurons."""
+
+
+class Axes(NamedTuple):
+    """Axes of one leaf of known shape, counted from 0.
+
+    Attributes:
+      shape: of the leaf.
+      view: shape in which blocks and their entries have an axis each; without blocks
+        that of the leaf. The other attributes are about the axes of the view.
+      source: for each axis, the axis of the leaf that it is or is a part of.
+      output: axes that index the neurons.
+      stack: axes that index independent copies.
+      fan_in: all others.
+    """
+
+    shape: tuple[int, ...]
+    view: tuple[int, ...]
+    source: tuple[int, ...]
+    output: tuple[int, ...]
+    stack: tuple[int, ...]
+    fan_in: tuple[int, ...]
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """Shape of an array with one number per neuron."""
+        return tuple(1 if a in self.fan_in else n for a, n in enumerate(self.view))
+
+    @property
+    def whole(self) -> "Axes":
+        """The axes of the leaf as if it had no blocks."""
+        kept = {self.source[axis] for axis in self.output + self.stack}
+        return Axes(
+            self.shape,
+            self.shape,
+            tuple(range(len(self.shape))),
+            tuple(self.source[axis] for axis in self.output),
+            tuple(self.source[axis] for axis in self.stack),
+            tuple(axis for axis in range(len(self.shape)) if axis not in kept),
+        )
+
+    def names(self, names: Sequence[Any]) -> tuple[Any, ...]:
+        """Name the axes of an array with one number per neuron like the leaf's.
+
+        Fan-in axes have no name, and blocks only one whose mesh axes divide them.
+        """
+        names = [*names, *[None] * (len(self.shape) - len(names))]
+        return tuple(
+            None
+            if axis in self.fan_in
+            or (size != self.shape[source] and not _divides(names[source], size))
+            else names[source]
+            for axis, (size, source) in enumerate(
+                zip(self.view, self.source, strict=True)
+            )
+        )
+
+
+def resolve(neurons: Neurons, path: str, shape: tuple[int, ...]) -> Axes:
+    """Count the axes of ``neurons`` from 0 and add the fan-in.
+
+    Raises:
+      ValueError: naming the leaf, for axes out of range or named twice, and for blocks
+        that do not divide their axis or whose axis is fan-in.
+      NotImplementedError: for mesh axes in ``reduce_over``.
+    """
+    if neurons.reduce_over:
+        raise NotImplementedError(f"{path}: reduce_over={neurons.reduce_over}")
+    ndim = len(shape)
+    stack = as_axes(neurons.stack)
+    output = () if neurons.output is ... else as_axes(neurons.output)
+    named = [axis % ndim for axis in output + stack if -ndim <= axis < ndim]
+    if len(set(named)) < len(output + stack):
+        raise ValueError(
+            f"{path}: neuron axes of shape {shape} must be distinct and in "
+            f"[{-ndim}, {ndim}), got output={neurons.output}, stack={neurons.stack}"
+        )
+    output, stack = named[: len(output)], named[len(output) :]
+    if neurons.output is ...:
+        output = [axis for axis in range(ndim) if axis not in stack]
+    counts = _counts(neurons, path, shape, output + stack)
+    parts = [
+        (axis, part)
+        for axis, size in enumerate(shape)
+        for part in (
+            (counts[axis], size // counts[axis]) if axis in counts else (size,)
+        )
+    ]
+    source = [axis for axis, _ in parts]
+    output, stack = (tuple(map(source.index, axes)) for axes in (output, stack))
+    rest = tuple(a for a in range(len(parts)) if a not in output + stack)
+    view = tuple(size for _, size in parts)
+    return Axes(shape, view, tuple(source), output, stack, rest)
+
+
+def as_axes(axes: Any) -> tuple[int, ...]:
+    """Return one axis or several as a tuple."""
+    return tuple(int(axis) for axis in np.atleast_1d(np.asarray(axes, int)))
+
+
+def _counts(neurons, path, shape, named):
+    """Return how many blocks each axis has that has any."""
+    ndim, counts = len(shape), {}
+    for axis, count in neurons.blocks:
+        place = axis % ndim if -ndim <= axis < ndim else None
+        if place not in named or place in counts:
+            raise ValueError(
+                f"{path}: blocks of shape {shape} must be of distinct axes in output "
+                f"or stack, got {neurons}"
+            )
+        if count < 1 or shape[place] % count:
+            raise ValueError(
+                f"{path}: axis {axis} of length {shape[place]} has no {count} blocks "
+                "of equal length"
+            )
+        counts[place] = count
+    return counts
+
+
+def _divides(names: Any, count: int) -> bool:
+    """Whether the mesh axes of these names cut ``count`` evenly, as far as is known."""
+    mesh = jax.sharding.get_abstract_mesh()
+    names = (names,) if isinstance(names, str) else tuple(names or ())
+    known = all(name in mesh.axis_names for name in names)
+    return known and count % math.prod(mesh.shape[name] for name in names) == 0

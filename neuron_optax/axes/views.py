@@ -1,0 +1,60 @@
+"""Trees in the shapes in which every block of neurons has an axis of its own."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from jax.sharding import get_abstract_mesh
+
+from neuron_optax.axes.neurons import Axes
+from neuron_optax.trees import map_named, named_leaves
+
+TreeAxes = Mapping[str, Axes]
+
+
+def map_axes(
+    function: Callable[..., Any], axes: TreeAxes, tree: Any, *rest: Any
+) -> Any:
+    """Map ``function(axes of the leaf, leaf, *leaves of rest)`` over ``tree``."""
+    return map_named(lambda path, *leaves: function(axes[path], *leaves), tree, *rest)
+
+
+def view(axes: TreeAxes, tree: Any) -> Any:
+    """Return the leaves in their views.
+
+    Raises:
+      ValueError: naming the leaf, if its explicit sharding cuts a block.
+    """
+
+    def viewed(path, leaf):
+        try:
+            return jnp.reshape(leaf, axes[path].view)
+        except Exception as error:  # jax's ShardingTypeError is not public
+            if not get_abstract_mesh().explicit_axes:
+                raise
+            raise ValueError(
+                f"{path}: blocks of shape {axes[path].shape}, viewed as "
+                f"{axes[path].view}, are cut by its sharding"
+            ) from error
+
+    return map_named(viewed, tree)
+
+
+def unview(axes: TreeAxes, tree: Any) -> Any:
+    """Return the leaves in their own shapes."""
+    return map_axes(lambda of, leaf: jnp.reshape(leaf, of.shape), axes, tree)
+
+
+def check_numbers(axes: TreeAxes, numbers: Any, holder: str) -> None:
+    """Refuse arrays without one number per neuron.
+
+    Raises:
+      ValueError: naming the leaf, the shape that was wanted and that which came.
+    """
+    came = dict(named_leaves(numbers))
+    for path, of in axes.items():
+        if came[path].shape != of.numbers:
+            raise ValueError(
+                f"{path} of shape {of.shape} has one number per neuron in "
+                f"{of.numbers}, but {holder} has {came[path].shape}"
+            )
