@@ -21,6 +21,11 @@ from neuron_optax.axes import (
     infer_layout,
 )
 from neuron_optax.core import NeuronState, scale_per_neuron
+from neuron_optax.projections import (
+    centralize_per_neuron,
+    clip_per_neuron,
+    normalize_per_neuron,
+)
 from neuron_optax.rates import (
     Rate,
     affine,
@@ -67,6 +72,8 @@ __all__ = [
     "affine",
     "average",
     "bounded",
+    "centralize_per_neuron",
+    "clip_per_neuron",
     "describe",
     "ema",
     "identity",
@@ -80,6 +87,7 @@ __all__ = [
     "neuron_adagrad",
     "neuron_rmsprop",
     "norm",
+    "normalize_per_neuron",
     "param_norm",
     "param_rms",
     "power",

@@ -23,6 +23,7 @@ from neuron_optax.axes import (
     view,
 )
 from neuron_optax.boxes import box_numbers, rebox, unbox
+from neuron_optax.numerics import widen
 from neuron_optax.rates import Rate
 from neuron_optax.statistics import Statistic, sum_square
 from neuron_optax.trees import (
@@ -135,7 +136,7 @@ def scale_per_neuron(
 
     def squares(axes, updates):
         return map_axes(
-            lambda of, u: sum_square(_widen(u), None, of.fan_in), axes, updates
+            lambda of, u: sum_square(widen(u), None, of.fan_in), axes, updates
         )
 
     def factors(axes, memory, step):
@@ -193,9 +194,9 @@ def scale_per_neuron(
 
 def _measure(statistic, fan_in, path, update, param):
     """Measure one leaf in at least 32 bits; errors name the leaf."""
-    param = None if param is None else _widen(param)
+    param = None if param is None else widen(param)
     try:
-        measured = statistic(_widen(update), param, fan_in)
+        measured = statistic(widen(update), param, fan_in)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     if not jnp.issubdtype(measured.dtype, jnp.floating):
@@ -215,10 +216,6 @@ def _move(inner, updates, state, params, extra_args):
         raise
     check_same_shapes(new, state, "the state of the direction")
     return moved, new
-
-
-def _widen(array):
-    return jnp.asarray(array, jnp.promote_types(jnp.result_type(array), jnp.float32))
 
 
 def _finite(*numbers):

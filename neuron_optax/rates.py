@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from neuron_optax.numerics import root
+
 
 class Rate(NamedTuple):
     """A factor as a pure function.
@@ -46,7 +48,7 @@ def inverse_root(eps: float | Array = 1e-8) -> Rate:
       0.25
     """
     require_positive("eps", eps)
-    return Rate(lambda value, neurons: 1 / (jnp.sqrt(value) + eps))
+    return Rate(lambda value, neurons: 1 / (root(value) + eps))
 
 
 def reciprocal(floor: float | Array = 1e-8) -> Rate:

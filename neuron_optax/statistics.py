@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact
 
+from neuron_optax.numerics import root
+
 Leaf = Inexact[Array, "*leaf"]
 PerNeuron = Float[Array, "*neuron"]
 FanIn = tuple[int, ...]
@@ -70,7 +72,7 @@ def norm(update: Leaf, param: Leaf | None, fan_in: FanIn) -> PerNeuron:
       >>> norm(jnp.array([[3.0], [4.0]]), None, (0,)).tolist()
       [[5.0]]
     """
-    return jnp.sqrt(sum_square(update, param, fan_in))
+    return root(sum_square(update, param, fan_in))
 
 
 def param_norm(update: Leaf, param: Leaf | None, fan_in: FanIn) -> PerNeuron:
@@ -112,7 +114,7 @@ def param_rms(update: Leaf, param: Leaf | None, fan_in: FanIn) -> PerNeuron:
       >>> param_rms(jnp.zeros((2, 1)), jnp.array([[1.0], [7.0]]), (0,)).tolist()
       [[5.0]]
     """
-    return jnp.sqrt(mean_square(_weights(param), None, fan_in))
+    return root(mean_square(_weights(param), None, fan_in))
 
 
 def trust_ratio(update: Leaf, param: Leaf | None, fan_in: FanIn) -> PerNeuron:

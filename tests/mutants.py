@@ -31,8 +31,8 @@ MUTANTS = {
     ),
     "rms over one entry too many": Mutant(
         "statistics.py",
-        "jnp.sqrt(mean_square(_weights(param), None, fan_in))",
-        "jnp.sqrt(sum_square(_weights(param), None, fan_in))",
+        "root(mean_square(_weights(param), None, fan_in))",
+        "root(sum_square(_weights(param), None, fan_in))",
         "tests/test_parity.py -k norm-neuron",
     ),
     "gradient through the norm": Mutant(
@@ -49,8 +49,8 @@ MUTANTS = {
     ),
     "eps inside the root": Mutant(
         "rates.py",
-        "1 / (jnp.sqrt(value) + eps)",
-        "1 / jnp.sqrt(value + eps)",
+        "1 / (root(value) + eps)",
+        "1 / root(value + eps)",
         PARITY,
     ),
     "minus the norm": Mutant(
@@ -181,7 +181,7 @@ MUTANTS = {
         "tests/test_parity.py -k adam_mini",
     ),
     "statistics in low precision": Mutant(
-        "core.py",
+        "numerics.py",
         "jnp.promote_types(jnp.result_type(array), jnp.float32)",
         "jnp.result_type(array)",
         "tests/test_laws.py -k dtype",

@@ -12,7 +12,7 @@ import neuron_optax
 
 PACKAGE = pathlib.Path(neuron_optax.__file__).parent
 PICTURE = [  # a file imports only what stands in a row above its own
-    {"trees"},
+    {"trees", "numerics"},
     {"boxes"},
     {"axes", "statistics", "accumulators", "rates"},
     {"core", "projections", "rows"},

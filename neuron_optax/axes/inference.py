@@ -53,9 +53,9 @@ def infer_layout(params: Any) -> Layout:
 
 
 def _default(path: str) -> Layout:
-    if re.search(r"(^|[/_])weight(_\w+)?$", path):
+    if re.search(r"(^|[/_])(weight(_\w+)?|g)$", path):
         return TORCH
-    return HAIKU if re.search(r"(^|/)(w|embeddings|offset)$", path) else FLAX
+    return HAIKU if re.search(r"(^|/)(w|b|embeddings|offset)$", path) else FLAX
 
 
 def _neurons(path: str, shapes: Shapes, default: Layout) -> Neurons | None:

@@ -45,7 +45,7 @@ FLAX = Layout(
 
 TORCH = Layout(
     rules=(
-        Rule(r"(^|[/_])bias(_\w+)?$", _ENTRIES),
+        Rule(r"(^|[/_])(bias(_\w+)?|g)$", _ENTRIES),
         Rule(r"(?i)(^|[/_])(layer|batch|group|rms)?_?norm[_\d]*/weight$", _ENTRIES),
         Rule(r"(?i)conv[^/]*/weight$", _ROWS, ranks=(3, 4, 5)),
     ),

@@ -35,6 +35,13 @@ def descend(scaled, learning_rate, weight_decay, mask):
     )
 
 
+def adam(
+    b1: Scalar = 0.9, b2: Scalar = 0.999, eps: Scalar = 1e-8
+) -> optax.GradientTransformation:
+    """Return Adam, whose derivative at zero gradients is finite, too."""
+    return optax.scale_by_adam(b1, b2, eps, eps_root=1e-30)  # below all that counts
+
+
 def require_adam(b1, b2, eps):
     """Raise ``ValueError`` for hyperparameters of Adam out of range."""
     require_decay("b1", b1)

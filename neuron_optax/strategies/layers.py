@@ -10,7 +10,7 @@ import optax
 
 from neuron_optax.boxes import box_numbers, rebox, unbox
 from neuron_optax.core import NeuronState
-from neuron_optax.strategies.alias import Scalar, decoupled_decay
+from neuron_optax.strategies.alias import Scalar, adam, decoupled_decay
 from neuron_optax.trees import (
     cast_like,
     check_dtypes,
@@ -124,7 +124,7 @@ def layerwise(
       ['-1e-03', '-1e-02']
     """
     decayed = optax.chain(
-        direction or optax.scale_by_adam(),
+        direction or adam(),
         decoupled_decay(weight_decay, weight_decay_mask),
     )
     scaled = scale_by_layer(learning_rates, default, decayed)

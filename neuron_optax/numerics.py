@@ -1,0 +1,23 @@
+"""Arithmetic that every other file may use: wide enough, derivatives finite."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+
+def widen(array: Any) -> Array:
+    """Return ``array`` with at least 32 bits for each number."""
+    return jnp.asarray(array, jnp.promote_types(jnp.result_type(array), jnp.float32))
+
+
+def root(value: Array) -> Array:
+    r"""Square root :math:`\sqrt a`, whose derivative at 0 is 0 instead of infinite.
+
+    Example:
+      >>> import jax
+      >>> jax.grad(lambda g: root(g**2))(0.0).item()
+      0.0
+    """
+    zero = value == 0
+    return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, value)))
