@@ -4,6 +4,7 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_num_cpu_devices", 8)  # simulated, for meshes
 
 collect_ignore_glob = ["reference/*"]  # oracles have no tests and need torch
 
