@@ -203,34 +203,3 @@ def test_every_step_of_layers_matches_pytorch(build, twin, weight_decay):
                 for field, key in (("mu", "m"), ("nu", "v")):
                     moment = optax.tree.get(state, field)[layer][name]
                     compare(moment, theirs.state[leaf][key], TOLERANCE, where)
-
-
-FOLDED = {  # leaves whose neurons are not the last axis alone: shape, view as rows
-    "attn/query/kernel": ((5, 3, 4), lambda leaf: leaf.reshape(5, 12).T),
-    "Embed_0/embedding": ((7, 5), lambda leaf: leaf),
-}
-
-
-@pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize(("path", "view"), FOLDED.items(), ids=FOLDED)
-@pytest.mark.parametrize(
-    ("case", "changed"), variants(["default"]).values(), ids=variants(["default"])
-)
-def test_heads_and_tokens_match_pytorch(case, changed, path, view):
-    (shape, rows), rng = view, np.random.default_rng(0)
-    params = {path: jnp.asarray(rng.standard_normal(shape))}
-    weight = torch.tensor(np.array(rows(params[path])))
-    theirs = oracle(case.oracle)([weight], case.learning_rate, **changed)
-    optimizer = case.build(case.learning_rate, **changed)
-    state = optimizer.init(params)
-    for step in range(STEPS):
-        grads = {path: jnp.asarray(rng.standard_normal(shape))}
-        updates, state = optimizer.update(grads, state, params)
-        params = optax.apply_updates(params, updates)
-        weight.grad = torch.tensor(np.array(rows(grads[path])))
-        theirs.step()
-        actual = np.asarray(rows(params[path]))
-        where = f"step {step + 1}"
-        np.testing.assert_allclose(actual, weight, TOLERANCE, TOLERANCE, err_msg=where)
-    rate = optax.tree.get(state, "rate")[path]
-    assert rate.size == len(weight) and np.ptp(rate) > 1e-3
