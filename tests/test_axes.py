@@ -1,6 +1,7 @@
 """Layouts find the neurons of every leaf, and refuse what makes no sense."""
 
 import inspect
+import types
 
 import jax
 import jax.numpy as jnp
@@ -78,6 +79,42 @@ WRONG = {
     "muon range": (optax.contrib.MuonDimensionNumbers(0, 2), "a/w.*rank 2"),
     "muon reduction": (optax.contrib.MuonDimensionNumbers(-3, 0), "a/w.*rank 2"),
 }
+
+
+NOT_AXES = {
+    "name": Neurons(("out",)),
+    "float": Neurons((1.0,)),
+    "None": Neurons(None),
+    "stack": Neurons(stack=(0.5,)),
+    "blocks": Neurons(blocks=((1, 2.0),)),
+    "muon": optax.contrib.MuonDimensionNumbers("in", 1),
+}
+
+
+@pytest.mark.parametrize("neurons", NOT_AXES.values(), ids=NOT_AXES)
+def test_axes_that_are_no_integers_raise_naming_the_leaf(neurons):
+    params = {"a": {"w": jnp.ones((3, 4))}}
+    with pytest.raises(TypeError, match=r"a/w: axes must be integers, got"):
+        adam_mini(0.1, neurons=neurons).init(params)
+
+
+@pytest.mark.parametrize("blocks", [(1, 2), ((1, 2, 3),), ((1,),)])
+def test_blocks_that_are_no_pairs_raise_naming_the_leaf(blocks):
+    with pytest.raises(ValueError, match=r"w: blocks must be \(\(axis, count\), ...\)"):
+        adam_mini(0.1, neurons=Neurons(blocks=blocks)).init({"w": jnp.ones((3, 4))})
+
+
+@pytest.mark.parametrize("neurons", [(0,), -1, {"kernel": Neurons()}, lambda path: 0])
+def test_what_is_no_layout_is_refused(neurons):
+    with pytest.raises(
+        TypeError, match=r"Layout, Neurons or MuonDimensionNumbers, got"
+    ):
+        inspect.unwrap(as_layout)(neurons)
+
+
+def test_a_fallback_that_gives_no_neurons_raises():
+    with pytest.raises(TypeError, match=r"layout fallback: not Neurons, \(0,\)"):
+        Layout.__post_init__(types.SimpleNamespace(rules=(), fallback=(0,)))
 
 
 @pytest.mark.parametrize(("neurons", "message"), WRONG.values(), ids=WRONG)

@@ -60,6 +60,13 @@ def test_low_precision_params_keep_their_types_under_wider_gradients(make):
     assert after == before
 
 
+@every_strategy
+def test_state_keeps_its_types_under_gradients_of_lower_precision(make):
+    trees = layer_of(jnp.float32), layer_of(jnp.bfloat16, seed=1)
+    (_, before), (_, after) = types_around_update(make(0.01), *trees)
+    assert after == before
+
+
 @pytest.mark.parametrize("make", BY_HAND)
 def test_adam_of_optax_chained_by_hand_widens_its_state(make):
     trees = layer_of(jnp.bfloat16), layer_of(jnp.float32, seed=1)
@@ -98,6 +105,31 @@ def test_adam_of_optax_itself_is_not_finite_in_float16():
     zeros = jax.tree.map(jnp.zeros_like, params)
     _, (update,), _ = run(optax.adam(0.01), params, [zeros])
     assert all(jnp.isnan(leaf).all() for leaf in jax.tree.leaves(update))
+
+
+def derivative_at_zero(optimizer):
+    """Differentiate what two steps sum up to by their gradient, at zero."""
+
+    def moved(gradient):
+        params, state = PARAMS, optimizer.init(PARAMS)
+        for _ in range(2):
+            updates, state = optimizer.update(gradient, state, params)
+            params = optax.apply_updates(params, updates)
+        return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(params))
+
+    return jax.grad(moved)(jax.tree.map(jnp.zeros_like, PARAMS))
+
+
+@pytest.mark.parametrize("make", ALIASES)
+def test_derivative_of_an_update_is_finite_at_zero_gradients(make):
+    slope = derivative_at_zero(make(0.01))
+    chex.assert_tree_all_finite(slope)
+    assert not all_zero(slope)
+
+
+def test_derivative_of_adam_of_optax_is_not_finite_there():
+    slope = derivative_at_zero(optax.adam(0.01))
+    assert all(jnp.isnan(leaf).all() for leaf in jax.tree.leaves(slope))
 
 
 @every_strategy

@@ -182,6 +182,16 @@ def test_numbers_injected_in_float32_serve_bfloat16_params(make):
     chex.assert_trees_all_close(narrow, expected, rtol=8 * jnp.finfo(jnp.bfloat16).eps)
 
 
+@pytest.mark.parametrize("make", [adam_mini, optax.adam])
+def test_optax_hands_decays_over_in_the_dtype_of_the_params(make):
+    """The reason for ``hyperparam_dtype``: 0.999 is 1 in bfloat16."""
+    params = tree_of(jnp.bfloat16)
+    rounded = optax.inject_hyperparams(make)(learning_rate=0.01, b2=0.999)
+    kept = optax.inject_hyperparams(make, hyperparam_dtype=jnp.float32)(0.01, b2=0.999)
+    assert rounded.init(params).hyperparams["b2"] == 1.0
+    assert kept.init(params).hyperparams["b2"] == jnp.float32(0.999)
+
+
 def test_bare_statistic_is_injected_only_if_named_static():
     parts = mean_square, ema(0.9), inverse_root(1e-8)
     with pytest.raises(TypeError):

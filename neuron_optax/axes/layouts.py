@@ -92,7 +92,8 @@ class Layout:
         neurons = self.fallback if rule is None else rule.neurons
         if isinstance(neurons, Neurons):
             return neurons
-        output, fan_in = as_axes(neurons.output_axis), as_axes(neurons.reduction_axis)
+        output = as_axes(neurons.output_axis, path)
+        fan_in = as_axes(neurons.reduction_axis, path)
         taken = [axis % ndim for axis in output + fan_in if -ndim <= axis < ndim]
         if len(set(taken)) < len(output + fan_in):
             raise ValueError(f"{path}: {neurons} does not fit a leaf of rank {ndim}")
@@ -102,6 +103,7 @@ class Layout:
         """Resolve the axes of a leaf.
 
         Raises:
+          TypeError: naming the leaf, for axes that are not integers.
           ValueError: naming the leaf, for axes and blocks that do not fit its shape.
           NotImplementedError: for mesh axes in ``reduce_over``.
         """
@@ -111,6 +113,7 @@ class Layout:
         """Resolve the axes of every leaf, by path.
 
         Raises:
+          TypeError: as `axes`.
           ValueError: as `axes`.
           NotImplementedError: as `axes`; inside ``shard_map``, for a leaf with a
             fan-in, unless its ``reduce_over`` says that it is whole.

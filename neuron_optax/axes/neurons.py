@@ -1,12 +1,12 @@
 """What one leaf says about its neurons, and the axes that follow from its shape."""
 
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from types import EllipsisType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
-import numpy as np
 
 
 class Neurons(NamedTuple):
@@ -108,6 +108,7 @@ def resolve(neurons: Neurons, path: str, shape: tuple[int, ...]) -> Axes:
     """Count the axes of ``neurons`` from 0 and add the fan-in.
 
     Raises:
+      TypeError: naming the leaf, for axes and counts that are not integers.
       ValueError: naming the leaf, for axes out of range or named twice, and for blocks
         that do not divide their axis or whose axis is fan-in.
       NotImplementedError: for mesh axes in ``reduce_over``.
@@ -115,8 +116,8 @@ def resolve(neurons: Neurons, path: str, shape: tuple[int, ...]) -> Axes:
     if neurons.reduce_over:
         raise NotImplementedError(f"{path}: reduce_over={neurons.reduce_over}")
     ndim = len(shape)
-    stack = as_axes(neurons.stack)
-    output = () if neurons.output is ... else as_axes(neurons.output)
+    stack = as_axes(neurons.stack, path)
+    output = () if neurons.output is ... else as_axes(neurons.output, path)
     named = [axis % ndim for axis in output + stack if -ndim <= axis < ndim]
     if len(set(named)) < len(output + stack):
         raise ValueError(
@@ -141,15 +142,24 @@ def resolve(neurons: Neurons, path: str, shape: tuple[int, ...]) -> Axes:
     return Axes(shape, view, tuple(source), output, stack, rest)
 
 
-def as_axes(axes: Any) -> tuple[int, ...]:
+def as_axes(axes: Any, path: str) -> tuple[int, ...]:
     """Return one axis or several as a tuple."""
-    return tuple(int(axis) for axis in np.atleast_1d(np.asarray(axes, int)))
+    several = axes if isinstance(axes, Iterable) else (axes,)
+    try:
+        return tuple(operator.index(axis) for axis in several)
+    except TypeError as error:
+        raise TypeError(f"{path}: axes must be integers, got {axes!r}") from error
 
 
 def _counts(neurons, path, shape, named):
     """Return how many blocks each axis has that has any."""
     ndim, counts = len(shape), {}
-    for axis, count in neurons.blocks:
+    pairs = [as_axes(pair, path) for pair in neurons.blocks]
+    if any(len(pair) != 2 for pair in pairs):
+        raise ValueError(
+            f"{path}: blocks must be ((axis, count), ...), got {neurons.blocks}"
+        )
+    for axis, count in pairs:
         place = axis % ndim if -ndim <= axis < ndim else None
         if place not in named or place in counts:
             raise ValueError(
