@@ -184,7 +184,7 @@ def test_describe_shows_every_leaf_and_marks_what_a_name_does_not_explain(capsys
     assert words[f"{attention}/key/kernel"].endswith("(6, 3, 2) (1, 2) () 6 6")
     assert words[f"{attention}/out/kernel"].endswith("(3, 2, 6) (2,) () 6 6")
     assert words["scanned/kernel"].endswith("(2, 6, 6) (2,) () 12 6 check")
-    assert words["scanned/bias"].endswith("beside scanned/kernel")
+    assert words["scanned/bias"].endswith("beside kernel")
     assert words["lone/bias"].endswith("own statistic")
     assert words["LayerNorm_0/bias"].endswith("own statistic")
     assert sum("check" in line for line in lines.values()) == 1

@@ -4,10 +4,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
-import equinox
 import flax.linen
 import flax.serialization
-import haiku
 import jax
 import jax.numpy as jnp
 import optax
@@ -17,8 +15,7 @@ from flax import nnx
 from flax.core import FrozenDict
 from flax.training.train_state import TrainState
 
-from neuron_optax import TORCH
-from tests.contract_models import CONTENDERS, contenders, differ, run, tree_of, types
+from tests.contract_models import CONTENDERS, differ, run, tree_of, types
 
 every_strategy = pytest.mark.parametrize("make", CONTENDERS)
 
@@ -142,56 +139,6 @@ def test_linen_train_state_takes_the_steps_of_the_bare_arrays(make, linen):
         state = state.apply_gradients(grads=gradient)
     expected, _, _ = run(make(0.01), linen.params, gradients)
     chex.assert_trees_all_equal(state.params, expected)
-
-
-@pytest.fixture(scope="module")
-def torch_like():
-    model = equinox.nn.MLP(3, 1, 4, 1, activation=jnp.tanh, key=jax.random.key(0))
-    params, rest = equinox.partition(model, equinox.is_inexact_array)
-    outputs = lambda params: jax.vmap(equinox.combine(params, rest))(INPUTS)
-    return model_of(params, outputs)
-
-
-def transposed(model):
-    """Return the layers of an Equinox model as Flax lays them out."""
-    return [{"kernel": layer.weight.T, "bias": layer.bias} for layer in model.layers]
-
-
-@pytest.mark.parametrize(
-    ("make", "make_flax"),
-    [
-        pytest.param(*torch.values, *flax_like.values, id=torch.id)
-        for torch, flax_like in zip(contenders(TORCH), CONTENDERS, strict=True)
-    ],
-)
-def test_equinox_model_takes_the_steps_of_its_transpose(make, make_flax, torch_like):
-    updates, gradients = train(make, torch_like)
-    assert torch_like.params.activation is None
-    chex.assert_trees_all_equal_structs(updates[0], torch_like.params)
-    turned = [transposed(gradient) for gradient in gradients]
-    _, expected, _ = run(make_flax(0.01), transposed(torch_like.params), turned)
-    chex.assert_trees_all_close([transposed(u) for u in updates], expected, **CLOSE)
-
-
-@pytest.fixture(scope="module")
-def haiku_like():
-    network = lambda inputs: haiku.nets.MLP([4, 1], activation=jnp.tanh)(inputs)
-    model = haiku.without_apply_rng(haiku.transform(network))
-    params = model.init(jax.random.key(0), INPUTS)
-    return model_of(params, lambda params: model.apply(params, INPUTS))
-
-
-def renamed(params):
-    """Return Haiku's params under the names of Flax."""
-    return {k: {"kernel": v["w"], "bias": v["b"]} for k, v in params.items()}
-
-
-@every_strategy
-def test_haiku_model_takes_the_steps_of_its_flax_names(make, haiku_like):
-    updates, gradients = train(make, haiku_like)
-    flax_like = [renamed(gradient) for gradient in gradients]
-    _, expected, _ = run(make(0.01), renamed(haiku_like.params), flax_like)
-    chex.assert_trees_all_equal([renamed(update) for update in updates], expected)
 
 
 def through_bytes(state, blank, path):

@@ -21,8 +21,9 @@ def describe(params: Any, layout: Layout | Neurons | MatrixAxes = FLAX) -> None:
 
     The note says ``check`` where the rank exceeds what the name explains (a scanned
     stack whose layers would be merged, say), the bias beside it has another number of
-    neurons, or `infer_layout` could not decide: name its axes by `Layout.override`. Of
-    a bias it names the kernel beside it, whose rate ``bias="kernel"`` uses.
+    neurons, or `infer_layout` could not decide: name its axes by `Layout.override`. It
+    says so if a leaf that was named has fewer neurons than the bias beside it, and of a
+    bias which leaf beside it lends its rate for ``bias="kernel"``.
 
     Args:
       params: tree of arrays or ``jax.ShapeDtypeStruct``.
@@ -33,7 +34,7 @@ def describe(params: Any, layout: Layout | Neurons | MatrixAxes = FLAX) -> None:
       >>> layer = {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}
       >>> describe({"Dense_0": layer, "scanned": {"kernel": jnp.ones((4, 3, 2))}})
       path            shape      output  stack  fan-in  neurons  note
-      Dense_0/bias    (2,)       (0,)    ()     1       2        beside Dense_0/kernel
+      Dense_0/bias    (2,)       (0,)    ()     1       2        beside kernel
       Dense_0/kernel  (3, 2)     (1,)    ()     3       2
       scanned/kernel  (4, 3, 2)  (2,)    ()     12      2        check
     """
@@ -54,15 +55,19 @@ def describe(params: Any, layout: Layout | Neurons | MatrixAxes = FLAX) -> None:
 def _note(path: str, shapes: Shapes, axes: TreeAxes, layout: Layout) -> str:
     kernel, bias = kernel_of(path, shapes), bias_of(path, shapes)
     if kernel is not None and len(shapes[kernel]) > 1:
-        return f"beside {kernel}"
+        return f"beside {kernel.rpartition('/')[2]}"
     if re.search(r"(^|/)(bias|b)$", path):
         return "own statistic"
     per_entry = not axes[path].fan_in
-    agree = bias is None or _neurons(axes[path]) == _neurons(axes[bias])
-    if not explained(path, shapes, layout) or not (agree or per_entry):
+    ours, theirs = (_neurons(axes[leaf]) for leaf in (path, bias or path))
+    rule = layout.rule(path, len(shapes[path]))
+    coarser = rule is not None and rule.ranks is None and theirs % max(ours, 1) == 0
+    agree = ours == theirs or per_entry or coarser
+    if not explained(path, shapes, layout) or not agree:
         return "check"
-    blocks = [f"{n} blocks of axis {a}" for a, n in _blocks(axes[path])]
-    return ", ".join(blocks)
+    notes = [f"{n} blocks of axis {a}" for a, n in _blocks(axes[path])]
+    notes += ["coarser than its bias"] * (ours < theirs)
+    return ", ".join(notes)
 
 
 def _neurons(axes: Axes) -> int:

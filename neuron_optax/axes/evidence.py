@@ -48,7 +48,7 @@ def neurons_beside(
 
     Axes with the lengths of those of the bias are its neurons. If several have them,
     the default decides where it is `explained`; else Flax's and Haiku's weights have
-    their output last, torch's their stacked copies and output first.
+    their output last and stacked copies first, torch's both first.
 
     Returns:
       The neurons, ``None`` if they cannot be told.
@@ -65,7 +65,8 @@ def neurons_beside(
         elif re.search(r"(^|/)weight$", path):
             fitting = [kept for kept in fitting if kept == tuple(range(len(bias)))]
         else:
-            fitting = [kept for kept in fitting if kept[-1:] == (len(shape) - 1,)]
+            ends = [_ends(len(shape), len(bias), first) for first in range(len(bias))]
+            fitting = [kept for kept in fitting if kept in ends]
     if len(fitting) != 1:
         return None
     return _stacked(fitting[0], len(shape), first=path.endswith("weight"))
@@ -84,6 +85,11 @@ def _fitting(shape: Sequence[int], bias: Sequence[int]) -> Iterator[tuple[int, .
         for axes in itertools.permutations(places, len(bias))
         if [shape[axis] for axis in axes] == wanted
     )
+
+
+def _ends(ndim: int, count: int, first: int) -> tuple[int, ...]:
+    """Return ``count`` axes, ``first`` of them from the front, others from the end."""
+    return (*range(first), *range(ndim - count + first, ndim))
 
 
 def _stacked(kept: tuple[int, ...], ndim: int, first: bool) -> Neurons:
