@@ -178,7 +178,7 @@ def scale_per_neuron(
 
         clean = jax.tree.map(lambda ok, g: jnp.where(ok, g, 0), sound, seen)
         clean = rebox(unview(axes, clean), updates)
-        scaled, direction = _move(inner, clean, state.direction, params, extra_args)
+        scaled, direction = move(inner, clean, state.direction, params, extra_args)
         scaled = view(axes, unbox(scaled))
         scaled = unview(axes, jax.tree.map(lambda r, u: r * u, rates, scaled))
         new = NeuronState(
@@ -204,17 +204,17 @@ def _measure(statistic, fan_in, path, update, param):
     return measured
 
 
-def _move(inner, updates, state, params, extra_args):
+def move(inner, updates, state, params, extra_args):
     """Move the direction; a state made for other shapes is refused by its leaf."""
+    holder = "the state of the direction"
     try:
         moved, new = inner.update(updates, state, params, **extra_args)
     except (TypeError, ValueError):
         like = updates if params is None else params
-        check_same_shapes(
-            jax.eval_shape(inner.init, like), state, "the state of the direction"
-        )
+        check_same_shapes(jax.eval_shape(inner.init, like), state, holder)
         raise
-    check_same_shapes(new, state, "the state of the direction")
+    check_same_shapes(new, state, holder)
+    check_same_shapes(updates, moved, "the direction of")
     return moved, new
 
 

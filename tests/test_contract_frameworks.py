@@ -1,21 +1,19 @@
-"""Trees and state as Flax, Equinox, Haiku and Orbax hold them, for every strategy."""
+"""Trees and state as Flax holds them, for every strategy."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
 import flax.linen
-import flax.serialization
 import jax
 import jax.numpy as jnp
 import optax
-import orbax.checkpoint
 import pytest
 from flax import nnx
 from flax.core import FrozenDict
 from flax.training.train_state import TrainState
 
-from tests.contract_models import CONTENDERS, differ, run, tree_of, types
+from tests.contract_models import CONTENDERS, run, tree_of
 
 every_strategy = pytest.mark.parametrize("make", CONTENDERS)
 
@@ -139,31 +137,3 @@ def test_linen_train_state_takes_the_steps_of_the_bare_arrays(make, linen):
         state = state.apply_gradients(grads=gradient)
     expected, _, _ = run(make(0.01), linen.params, gradients)
     chex.assert_trees_all_equal(state.params, expected)
-
-
-def through_bytes(state, blank, path):
-    return flax.serialization.from_bytes(blank, flax.serialization.to_bytes(state))
-
-
-def through_orbax(state, blank, path):
-    with orbax.checkpoint.StandardCheckpointer() as checkpointer:
-        checkpointer.save(path / "state", state)
-        checkpointer.wait_until_finished()
-        shapes = jax.eval_shape(lambda tree: tree, blank)
-        return checkpointer.restore(path / "state", shapes)
-
-
-@every_strategy
-@pytest.mark.parametrize("through", [through_bytes, through_orbax])
-def test_training_continues_from_a_saved_state(make, through, tmp_path):
-    optimizer = make(0.01)
-    midway, _, state = run(optimizer, PARAMS, GRADIENTS[:2])
-    blank = optimizer.init(PARAMS)
-    restored = through(state, blank, tmp_path)
-    assert types(restored) == types(state)
-    chex.assert_trees_all_equal(restored, state)
-    _, expected, _ = run(optimizer, midway, GRADIENTS[2:], state)
-    _, continued, _ = run(optimizer, midway, GRADIENTS[2:], restored)
-    _, forgotten, _ = run(optimizer, midway, GRADIENTS[2:], blank)
-    chex.assert_trees_all_equal(continued, expected)
-    assert differ(continued, forgotten)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from neuron_optax.boxes import box_numbers, rebox, unbox
-from neuron_optax.core import NeuronState
+from neuron_optax.core import NeuronState, move
 from neuron_optax.strategies.alias import Scalar, adam, decoupled_decay
 from neuron_optax.trees import (
     cast_like,
@@ -76,7 +76,7 @@ def scale_by_layer(
     def update(updates, state, params=None, **extra_args):
         check_leaves(unbox(updates), unbox(state.rate), unbox(params))
         rate = rates(unbox(updates), state.step)
-        scaled, moved = inner.update(updates, state.direction, params, **extra_args)
+        scaled, moved = move(inner, updates, state.direction, params, extra_args)
         scaled = jax.tree.map(lambda r, u: r * u, rate, unbox(scaled))
         step = jnp.asarray(optax.safe_increment(state.step))
         new = NeuronState(step, (), rebox(rate, state.rate), moved)
