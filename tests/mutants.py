@@ -138,6 +138,87 @@ MUTANTS = {
         "    fallback=Neurons(output=(-1,)),",
         "tests/test_axes.py",
     ),
+    "transposed kernels of Haiku the other way": Mutant(
+        "axes/libraries.py",
+        'Rule(r"conv[^/]*transpose[^/]*/w$", Neurons((-2,)), ranks=(3, 4, 5)),',
+        'Rule(r"conv[^/]*transpose[^/]*/w$", Neurons((-1,)), ranks=(3, 4, 5)),',
+        "tests/test_probe.py -k haiku-Conv",
+    ),
+    "positions of a local convolution merged": Mutant(
+        "axes/libraries.py",
+        "Neurons(output=(0, 1, -1)), ranks=(4,)",
+        "Neurons(output=(1, -1)), ranks=(4,)",
+        "tests/test_probe.py -k ConvLocal",
+    ),
+    "every other entry in one head": Mutant(
+        "axes/neurons.py",
+        "(counts[axis], size // counts[axis]) if axis",
+        "(size // counts[axis], counts[axis]) if axis",
+        "tests/test_heads.py -k folded",
+    ),
+    "mesh axes of the fan-in kept": Mutant(
+        "axes/neurons.py",
+        "if axis in self.fan_in\n",
+        "if False\n",
+        "tests/test_boxes.py -k hand",
+    ),
+    "mesh axes kept by blocks they cut": Mutant(
+        "axes/neurons.py",
+        "return known and count %",
+        "return True or count %",
+        "tests/test_boxes.py -k blocks",
+    ),
+    "one vector tells a stack": Mutant(
+        "axes/evidence.py",
+        "return min(near) <= 1",
+        "return max(near) <= 1",
+        "tests/test_describe.py -k tell",
+    ),
+    "stacked copies taken for neurons": Mutant(
+        "axes/evidence.py",
+        "copies = gaps[-1] if gaps and kept[-1] == ndim - 1 else 0",
+        "copies = 0",
+        "tests/test_describe.py -k inferred",
+    ),
+    "clipped to the smaller of norm and eps": Mutant(
+        "projections.py",
+        "jnp.maximum(param_norm(update, param, fan_in), eps)",
+        "jnp.minimum(param_norm(update, param, fan_in), eps)",
+        "tests/test_projections.py -k clip",
+    ),
+    "quiet neurons made loud": Mutant(
+        "projections.py",
+        "loud = size > limit",
+        "loud = size > 0",
+        "tests/test_projections.py -k clip",
+    ),
+    "mean over the outputs": Mutant(
+        "projections.py",
+        "return update - jnp.mean(update, axis=fan_in, keepdims=True)",
+        "return update - jnp.mean(update, axis=-1, keepdims=True)",
+        "tests/test_projections.py -k centralize",
+    ),
+    "eps added to the norm": Mutant(
+        "projections.py",
+        "update / jnp.maximum(norm(update, None, fan_in), eps)",
+        "update / (norm(update, None, fan_in) + eps)",
+        "tests/test_projections.py -k normalize",
+    ),
+    "infinite derivative at zero": Mutant(
+        "numerics.py",
+        "jnp.sqrt(jnp.where(zero, 1.0, value))",
+        "jnp.sqrt(value)",
+        "tests/test_contract.py -k derivative",
+    ),
+    "infinite derivative of Adam": Mutant(
+        ALIAS, "eps_root=1e-30", "eps_root=0.0", "tests/test_contract.py -k derivative"
+    ),
+    "momentum of other params": Mutant(
+        "core.py",
+        'check_same_shapes(updates, moved, "the direction of")',
+        "pass",
+        "tests/test_checkpoints.py -k shrunk",
+    ),
     "stack axes of a bias forgotten": Mutant(
         "axes/siblings.py",
         "theirs = resolve(said._replace(stack=stack), bias, theirs.shape)",

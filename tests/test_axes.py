@@ -19,7 +19,6 @@ from neuron_optax import (
     Neurons,
     Rule,
     adam_mini,
-    describe,
     scale_by_weight_norm,
 )
 from neuron_optax.axes import as_layout
@@ -157,51 +156,6 @@ def test_paths_agree_between_containers():
     assert optax.tree.get(state, "memory")["Dense_0"]["kernel"].shape == (3, 1)
 
 
-class Model(linen.Module):
-    """One of each layer that FLAX covers."""
-
-    @linen.compact
-    def __call__(self, tokens, image):
-        """Run all."""
-        x = linen.LayerNorm()(linen.Embed(7, 6)(tokens))
-        x = linen.MultiHeadDotProductAttention(num_heads=3)(x, x)
-        y = linen.BatchNorm(use_running_average=True)(linen.Conv(5, (3, 3))(image))
-        return x, linen.Dense(4, use_bias=False)(y)
-
-
-def test_describe_shows_every_leaf_and_marks_what_a_name_does_not_explain(capsys):
-    shapes = jax.eval_shape(
-        Model().init, jax.random.key(0), jnp.ones((2, 4), int), jnp.ones((1, 8, 8, 2))
-    )
-    stacked = {"kernel": np.ones((2, 6, 6)), "bias": np.ones((2, 6))}
-    describe({**shapes["params"], "scanned": stacked, "lone": {"bias": np.ones(3)}})
-    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
-    assert len(lines) == 1 + 19
-    words = {path: " ".join(line.split()) for path, line in lines.items()}
-    attention = "MultiHeadDotProductAttention_0"
-    assert words["Conv_0/kernel"] == "Conv_0/kernel (3, 3, 2, 5) (3,) () 18 5"
-    assert words["Embed_0/embedding"] == "Embed_0/embedding (7, 6) (0,) () 6 7"
-    assert words[f"{attention}/key/kernel"].endswith("(6, 3, 2) (1, 2) () 6 6")
-    assert words[f"{attention}/out/kernel"].endswith("(3, 2, 6) (2,) () 6 6")
-    assert words["scanned/kernel"].endswith("(2, 6, 6) (2,) () 12 6 check")
-    assert words["scanned/bias"].endswith("beside kernel")
-    assert words["lone/bias"].endswith("own statistic")
-    assert words["LayerNorm_0/bias"].endswith("own statistic")
-    assert sum("check" in line for line in lines.values()) == 1
-
-
-def test_describe_marks_a_kernel_whose_bias_has_other_neurons(capsys):
-    params = {
-        "equinox": {"weight": np.ones((4, 3)), "bias": np.ones(4)},
-        "conv": {"kernel": np.ones((6, 3, 3, 2, 5)), "bias": np.ones((6, 5))},
-    }
-    describe(params, FLAX)
-    wrong = capsys.readouterr().out
-    describe(params["equinox"], TORCH)
-    describe({"Dense_0": {"kernel": np.ones((3, 4)), "bias": np.ones(4)}}, PER_ENTRY)
-    assert wrong.count("check") == 2 and "check" not in capsys.readouterr().out
-
-
 def test_names_with_dots_are_paths_too():
     params = {"fc.weight": jnp.ones((4, 3)), "fc.bias": jnp.ones(4)}
     optimizer = scale_by_weight_norm(1.0, neurons=TORCH)
@@ -212,12 +166,6 @@ def test_names_with_dots_are_paths_too():
 def test_a_rule_that_gives_no_neurons_raises():
     with pytest.raises(TypeError, match=r"layout rule 'w': not Neurons, \(0,\)"):
         inspect.unwrap(Layout.override)(FLAX, {"w": (0,)})
-
-
-def test_describe_does_not_mark_what_an_override_names(capsys):
-    layout = FLAX.override({"scanned/kernel": Neurons((2,), stack=(0,))})
-    describe({"scanned": {"kernel": np.ones((2, 6, 5))}}, layout)
-    assert capsys.readouterr().out.splitlines()[1].split()[-2:] == ["6", "10"]
 
 
 def test_stacked_copies_are_trained_as_if_alone():

@@ -15,7 +15,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 def run(folder, tests):
     """Run tests in a copy of the repository, stopping at the first failure."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+    plain = "-x", "-q", "-n0", "-p", "no:cacheprovider"
+    command = [sys.executable, "-m", "pytest", *plain]
     return subprocess.run(
         [*command, *tests.split(maxsplit=2)],
         cwd=folder,

@@ -1,0 +1,127 @@
+"""The table shows every leaf, marks what is in doubt; biases tell what names do not."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen
+
+from neuron_optax import (
+    FLAX,
+    HAIKU,
+    PER_ENTRY,
+    TORCH,
+    Neurons,
+    describe,
+    infer_layout,
+)
+
+
+class Model(linen.Module):
+    """One of each layer that FLAX covers."""
+
+    @linen.compact
+    def __call__(self, tokens, image):
+        """Run all."""
+        x = linen.LayerNorm()(linen.Embed(7, 6)(tokens))
+        x = linen.MultiHeadDotProductAttention(num_heads=3)(x, x)
+        y = linen.BatchNorm(use_running_average=True)(linen.Conv(5, (3, 3))(image))
+        return x, linen.Dense(4, use_bias=False)(y)
+
+
+def test_describe_shows_every_leaf_and_marks_what_a_name_does_not_explain(capsys):
+    shapes = jax.eval_shape(
+        Model().init, jax.random.key(0), jnp.ones((2, 4), int), jnp.ones((1, 8, 8, 2))
+    )
+    stacked = {"kernel": np.ones((2, 6, 6)), "bias": np.ones((2, 6))}
+    describe({**shapes["params"], "scanned": stacked, "lone": {"bias": np.ones(3)}})
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert len(lines) == 1 + 19
+    words = {path: " ".join(line.split()) for path, line in lines.items()}
+    attention = "MultiHeadDotProductAttention_0"
+    assert words["Conv_0/kernel"] == "Conv_0/kernel (3, 3, 2, 5) (3,) () 18 5"
+    assert words["Embed_0/embedding"] == "Embed_0/embedding (7, 6) (0,) () 6 7"
+    assert words[f"{attention}/key/kernel"].endswith("(6, 3, 2) (1, 2) () 6 6")
+    assert words[f"{attention}/out/kernel"].endswith("(3, 2, 6) (2,) () 6 6")
+    assert words["scanned/kernel"].endswith("(2, 6, 6) (2,) () 12 6 check")
+    assert words["scanned/bias"].endswith("beside kernel")
+    assert words["lone/bias"].endswith("own statistic")
+    assert words["LayerNorm_0/bias"].endswith("own statistic")
+    assert sum("check" in line for line in lines.values()) == 1
+
+
+def test_describe_marks_a_kernel_whose_bias_has_other_neurons(capsys):
+    params = {
+        "equinox": {"weight": np.ones((4, 3)), "bias": np.ones(4)},
+        "conv": {"kernel": np.ones((6, 3, 3, 2, 5)), "bias": np.ones((6, 5))},
+    }
+    describe(params, FLAX)
+    wrong = capsys.readouterr().out
+    describe(params["equinox"], TORCH)
+    describe({"Dense_0": {"kernel": np.ones((3, 4)), "bias": np.ones(4)}}, PER_ENTRY)
+    assert wrong.count("check") == 2 and "check" not in capsys.readouterr().out
+
+
+INFERRED = {  # leaf, its shape, that of the bias beside it: output, stack, its bias's
+    "Dense": ("kernel", (5, 7), (7,), (1,), (), ()),
+    "torch": ("weight", (7, 5), (7,), (0,), (), ()),
+    "square": ("kernel", (7, 7), (7,), (1,), (), ()),
+    "square torch": ("weight", (7, 7), (7,), (0,), (), ()),
+    "Equinox conv": ("weight", (7, 5, 3, 3), (7, 1, 1), (0,), (), ()),
+    "scan": ("kernel", (3, 5, 7), (3, 7), (2,), (0,), (0,)),
+    "scan, torch": ("weight", (3, 7, 5), (3, 7), (1,), (0,), (0,)),
+    "scan at axis 1": ("kernel", (5, 3, 7), (7, 3), (2, 1), (), ()),
+    "layers as many as heads": ("kernel", (3, 3, 4, 7), (3, 7), (3,), (0,), (0,)),
+    "norm": ("weight", (3, 5), (3, 5), (0, 1), (), ()),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "bias", "output", "stack", "copies"),
+    INFERRED.values(),
+    ids=INFERRED,
+)
+def test_axes_are_inferred_from_the_bias(name, shape, bias, output, stack, copies):
+    params = {"layer": {name: np.ones(shape), "bias": np.ones(bias)}}
+    layout = infer_layout(params)
+    axes = layout.axes(f"layer/{name}", shape)
+    assert (axes.output, axes.stack, layout.undecided) == (output, stack, ())
+    assert layout.axes("layer/bias", bias).stack == copies
+
+
+def test_what_has_two_readings_is_not_inferred(capsys):
+    params = {"layer": {"kernel": np.ones((4, 4, 7)), "bias": np.ones((4, 7))}}
+    layout = infer_layout(params)
+    assert layout.undecided == ("layer/kernel",)
+    describe(params, layout)
+    assert capsys.readouterr().out.count("check") == 1
+    describe(params, layout.override({"kernel": Neurons((1, 2))}))
+    assert "check" not in capsys.readouterr().out
+
+
+def test_vectors_around_a_kernel_tell_a_stack_from_a_layer(capsys):
+    query = {"query": {"kernel": np.ones((6, 3, 4))}}
+    vector, stack = {"scale": np.ones(6)}, {"scale": np.ones((6, 2))}
+    flat = {"layers": {**query, "norm": vector}}
+    mixed = {"layers": {**query, "norm": vector, "q_norm": stack}}
+    stacked = {"layers": {**query, "norm": stack}}
+    for params, marks in ((flat, 0), (mixed, 0), (stacked, 1), (query, 1)):
+        describe(params)
+        assert capsys.readouterr().out.count("check") == marks
+
+
+def test_describe_says_which_blocks_and_that_a_bias_is_finer(capsys):
+    params = {"query": {"w": np.ones((5, 12)), "b": np.ones(12)}}
+    describe(params, HAIKU.override({"query/w": Neurons(blocks=((-1, 3),))}))
+    assert capsys.readouterr().out.splitlines()[2].endswith("3 blocks of axis 1")
+    heads = {"query": {"kernel": np.ones((5, 3, 4)), "bias": np.ones((3, 4))}}
+    describe(heads, FLAX.override({"query/kernel": Neurons((1,))}))
+    assert capsys.readouterr().out.splitlines()[2].endswith("coarser than its bias")
+    describe(heads, FLAX.override({"query/kernel": Neurons((0,))}))
+    assert capsys.readouterr().out.splitlines()[2].endswith("check")
+
+
+def test_describe_does_not_mark_what_an_override_names(capsys):
+    layout = FLAX.override({"scanned/kernel": Neurons((2,), stack=(0,))})
+    describe({"scanned": {"kernel": np.ones((2, 6, 5))}}, layout)
+    assert capsys.readouterr().out.splitlines()[1].split()[-2:] == ["6", "10"]
