@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.experimental.layout import Format
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from neuron_optax.trees import is_masked, map_named
 
@@ -16,7 +17,8 @@ Names = Callable[[tuple[Any, ...]], tuple[Any, ...]]
 
 def is_box(node: Any) -> bool:
     """Whether ``node`` is a Flax box: an nnx Variable or linen metadata."""
-    return hasattr(node, "get_metadata") or hasattr(node, "replace_boxed")
+    variable = hasattr(node, "get_metadata") and hasattr(node, "get_raw_value")
+    return variable or hasattr(node, "replace_boxed")
 
 
 def unbox(tree: Any) -> Any:
@@ -66,9 +68,12 @@ def _replaced(box: Any, value: Any, names: Names) -> Any:
 def _renamed(names: Names, sharding: Any) -> Any:
     """Apply ``names`` to a tuple, a PartitionSpec, a NamedSharding or a Format."""
     if isinstance(sharding, NamedSharding):
-        return NamedSharding(sharding.mesh, _renamed(names, sharding.spec))
+        spec = _renamed(names, sharding.spec)
+        return NamedSharding(sharding.mesh, spec, memory_kind=sharding.memory_kind)
     if isinstance(sharding, PartitionSpec):
         return PartitionSpec(*names(tuple(sharding)))
-    if hasattr(sharding, "sharding"):
+    if isinstance(sharding, Format):
         return _renamed(names, sharding.sharding)
-    return names(tuple(sharding))
+    if isinstance(sharding, Sharding):  # on one device
+        return sharding
+    return names((sharding,) if isinstance(sharding, str) else tuple(sharding))

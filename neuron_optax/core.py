@@ -124,7 +124,7 @@ def scale_per_neuron(
         raise ValueError(f"bias must be 'own' or 'kernel', got {bias!r}")
 
     def lent(axes, tree):
-        return lend(tree, layout, axes) if bias == "kernel" else tree
+        return lend(tree, axes) if bias == "kernel" else tree
 
     def measure(axes, updates, params):
         weights = jax.tree.map(lambda _: None, updates) if params is None else params

@@ -123,7 +123,9 @@ def centralize_per_neuron(
 def normalize_per_neuron(
     eps: float | Array = 1e-8, *, neurons: Layout | Neurons | MatrixAxes = FLAX
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Divide each neuron's update by its norm, :math:`g / \max(\|g\|, \epsilon)`.
+    r"""Divide each neuron's update by its norm.
+
+    .. math:: u_i = g_i / \max(\lVert g_i \rVert_2, \epsilon)
 
     Args:
       eps: :math:`\epsilon > 0`, in units of the update.
@@ -131,7 +133,8 @@ def normalize_per_neuron(
 
     Returns:
       A transformation without state; updates are without unit. An entry that is a
-      neuron of its own (of a bias) becomes its sign.
+      neuron of its own (of a bias) keeps its sign alone. A neuron whose square
+      overflows or underflows becomes 0.
 
     Raises:
       ValueError: if ``eps`` is a number that is not positive; as `scale_per_neuron`.
@@ -168,7 +171,8 @@ def _stateless(
 
     def update(updates, state, params=None, **extra_args):
         plain, weights = unbox(updates), unbox(params)
-        check_leaves(plain, plain, weights)
+        check_dtypes(plain)
+        check_leaves(plain, plain if params is None else weights, weights)
         axes = layout.resolve(plain)
         blank = jax.tree.map(lambda _: None, plain)
         weights = blank if params is None else view(axes, weights)

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+PART = r"(/(real|imaginary))?$"  # what split_real_and_imaginary adds to a path
+
 
 def is_masked(node: Any) -> bool:
     """Whether ``node`` stands where ``optax.masked`` or ``partition`` took a leaf."""

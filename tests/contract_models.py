@@ -55,10 +55,9 @@ def contenders(neurons):
     measured = {**aliases, "chained": chained}
     named = {n: functools.partial(f, neurons=neurons) for n, f in measured.items()}
     named |= {"layerwise": layered, "layerwise_decay": decaying}
-    for name, make in tuple(named.items()):
-        named[f"{name}-weight_decay"] = functools.partial(make, weight_decay=0.01)
     mini = named["adam_mini"]
-    named |= {
+    named |= {  # decay is the same Optax transformation in all of them
+        "adam_mini-weight_decay": functools.partial(mini, weight_decay=0.01),
         "adam_mini-bias": functools.partial(mini, bias="kernel"),
         "adam_mini-bounds": functools.partial(mini, low=0.5, high=2.0),
         "adam_mini-redistribute": functools.partial(mini, redistribute=True),

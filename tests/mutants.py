@@ -140,8 +140,8 @@ MUTANTS = {
     ),
     "transposed kernels of Haiku the other way": Mutant(
         "axes/libraries.py",
-        'Rule(r"conv[^/]*transpose[^/]*/w$", Neurons((-2,)), ranks=(3, 4, 5)),',
-        'Rule(r"conv[^/]*transpose[^/]*/w$", Neurons((-1,)), ranks=(3, 4, 5)),',
+        'transpose[^/]*/w$", Neurons((-2,), stack), ranks=taps)',
+        'transpose[^/]*/w$", Neurons((-1,), stack), ranks=taps)',
         "tests/test_probe.py -k haiku-Conv",
     ),
     "positions of a local convolution merged": Mutant(
@@ -170,13 +170,13 @@ MUTANTS = {
     ),
     "one vector tells a stack": Mutant(
         "axes/evidence.py",
-        "return min(near) <= 1",
-        "return max(near) <= 1",
+        "return any(len(vector) == stack + 1 for vector in vectors)",
+        "return True",
         "tests/test_describe.py -k tell",
     ),
     "stacked copies taken for neurons": Mutant(
         "axes/evidence.py",
-        "copies = gaps[-1] if gaps and kept[-1] == ndim - 1 else 0",
+        "copies = gaps[-1] if gaps and fit[-1] == ndim - 1 else 0",
         "copies = 0",
         "tests/test_describe.py -k inferred",
     ),
@@ -220,9 +220,9 @@ MUTANTS = {
         "tests/test_checkpoints.py -k shrunk",
     ),
     "stack axes of a bias forgotten": Mutant(
-        "axes/siblings.py",
-        "theirs = resolve(said._replace(stack=stack), bias, theirs.shape)",
-        "pass",
+        "axes/layouts.py",
+        "return resolve(said._replace(stack=stack), bias, theirs.shape)",
+        "return theirs",
         "tests/test_axes.py -k stack",
     ),
     "copies and neurons swapped": Mutant(

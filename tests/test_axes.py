@@ -12,6 +12,7 @@ from flax import linen, nnx
 
 from neuron_optax import (
     FLAX,
+    HAIKU,
     PER_ENTRY,
     PER_LAYER,
     TORCH,
@@ -44,12 +45,30 @@ FAN_IN = {  # layout, path, shape: the axes that are reduced
     "torch layer_norm": (TORCH, "blocks/0/layer_norm_2/weight", (3, 5), ()),
     "no norm": (TORCH, "normalizer/weight", (3, 5), (1,)),
     "no embedding": (FLAX, "my_embedding", (7, 2), (0,)),
+    "stack": (HAIKU, "__layer_stack_no_per_layer/linear/w", (6, 5, 7), (1,)),
+    "stacked bias": (HAIKU, "__layer_stack_no_per_layer/linear/b", (6, 7), ()),
+    "stacked table": (HAIKU, "__layer_stack_with/embed/embeddings", (6, 9, 5), (2,)),
+    "stacked conv": (HAIKU, "__layer_stack/conv2_d/w", (6, 3, 3, 5, 7), (1, 2, 3)),
+    "stacked transpose": (
+        HAIKU,
+        "__layer_stack/conv3_d_transpose/w",
+        (6, 3, 3, 3, 7, 5),
+        (1, 2, 3, 5),
+    ),
+    "stack of stacks": (HAIKU, "__layer_stack/a/__layer_stack/w", (2, 6, 5, 7), (2,)),
+    "its bias": (HAIKU, "__layer_stack/a/__layer_stack/linear/b", (2, 6, 7), ()),
+    "its transpose": (
+        HAIKU,
+        "__layer_stack/a/__layer_stack/conv1_d_transpose/w",
+        (2, 6, 3, 7, 5),
+        (2, 4),
+    ),
     "entry": (PER_ENTRY, "Dense_0/kernel", (3, 4), ()),
     "layer": (PER_LAYER, "Dense_0/kernel", (3, 4), (0, 1)),
     "layer bias": (PER_LAYER, "Dense_0/bias", (4,), (0,)),
     "one Neurons": (as_layout(Neurons((0,))), "w", (3, 4), (1,)),
     "one Neurons, rank 1": (as_layout(Neurons((0,))), "b", (4,), ()),
-    "stack": (as_layout(Neurons((-1,), stack=(0,))), "w", (6, 3, 4), (1,)),
+    "one Neurons, stack": (as_layout(Neurons((-1,), stack=(0,))), "w", (6, 3, 4), (1,)),
     "all but a stack": (as_layout(Neurons(..., stack=(0,))), "w", (6, 3, 4), ()),
     "muon": (as_layout(optax.contrib.MuonDimensionNumbers()), "w", (3, 4), (0,)),
     "muon batch": (
@@ -213,3 +232,34 @@ def test_a_bias_finds_its_copy_wherever_the_stack_axis_lies(axis):
 def test_neurons_of_another_type_raise(wrong):
     with pytest.raises(TypeError, match="neurons must be a Layout"):
         inspect.unwrap(as_layout)(wrong)  # without the type checker of the tests
+
+
+def test_parts_of_complex_numbers_keep_the_axes_of_their_leaf():
+    params = {"query": {"kernel": jnp.ones((4, 2, 3), complex)}}
+    params["query"]["bias"] = jnp.ones((2, 3), complex)
+    wrap = optax.contrib.split_real_and_imaginary
+    state = wrap(adam_mini(0.1, bias="kernel")).init(params)
+    memory = optax.tree.get(state, "memory")["query"]
+    assert memory["kernel"].real.shape == memory["kernel"].imaginary.shape == (1, 2, 3)
+    assert memory["bias"].real.shape == (2, 3)
+
+
+def test_copies_of_a_bias_are_those_of_its_kernel_also_for_its_own_statistic():
+    params = {"kernel": jnp.ones((2, 3, 4)), "bias": jnp.ones((2, 4))}
+    louder = jax.tree.map(lambda leaf: leaf.at[1].multiply(100.0), params)
+    layout = FLAX.override({"kernel": Neurons(stack=(0,))})
+    optimizer = adam_mini(0.1, neurons=layout, redistribute=True)
+    _, (state, *_) = optimizer.update(louder, optimizer.init(params))
+    np.testing.assert_allclose(state.rate["bias"], 1.0, rtol=1e-5)
+    np.testing.assert_allclose(state.rate["kernel"], 1.0, rtol=1e-5)
+
+
+def test_two_leaves_of_one_path_are_refused():
+    params = {"a.b": jnp.ones(2), "a": {"b": jnp.ones(2)}}
+    with pytest.raises(ValueError, match="a/b: two leaves have this path"):
+        adam_mini(0.1).init(params)
+
+
+def test_rules_that_are_no_rules_are_refused():
+    with pytest.raises(TypeError, match=r"layout rules must be Rule\(pattern"):
+        Layout.__post_init__(types.SimpleNamespace(rules=(("w", Neurons()),)))

@@ -206,5 +206,32 @@ def test_blocks_cut_by_an_explicit_sharding_are_refused():
         assert jax.typeof(updates["kernel"]) == jax.typeof(kernel)
         assert jax.tree.map(jax.typeof, after) == jax.tree.map(jax.typeof, state)
         cut = adam_mini(0.1, neurons=Neurons(blocks=((1, 2),)))
-        with pytest.raises(ValueError, match=r"kernel: blocks of shape \(8, 16\).*cut"):
+        with pytest.raises(
+            ValueError, match=r"kernel: 2 blocks of axis 1.*\(8, 16\).*cut"
+        ):
             cut.init({"kernel": kernel})
+
+
+SHARDINGS = {  # of a leaf (4, 8): what its number per neuron (1, 8) says
+    "names": (("data", "model"), (None, "model")),
+    "short": (("data",), (None, None)),
+    "several": ((None, ("data", "model")), (None, ("data", "model"))),
+    "spec": (P("data", "model"), P(None, "model")),
+}
+
+
+@pytest.mark.parametrize(("said", "expected"), SHARDINGS.values(), ids=SHARDINGS)
+def test_every_way_to_say_a_sharding_is_adapted(said, expected, mesh):
+    make = lambda sharding: nnx.Param(jnp.ones((4, 8)), out_sharding=sharding)
+    (memory, _) = numbers_of(adam_mini(0.1).init(nnx.State({"kernel": make(said)})))
+    assert memory["kernel"].get_metadata("out_sharding") == expected
+
+
+def test_a_sharding_that_names_its_mesh_and_memory_keeps_them():
+    mesh = jax.make_mesh((2, 4), ("data", "model"), (AxisType.Auto,) * 2)
+    kind = "unpinned_host"
+    said = NamedSharding(mesh, P("data", "model"), memory_kind=kind)
+    kernel = nnx.Param(jnp.ones((4, 8)), out_sharding=said)
+    (memory, _) = numbers_of(adam_mini(0.1).init(nnx.State({"kernel": kernel})))
+    adapted = memory["kernel"].get_metadata("out_sharding")
+    assert adapted == NamedSharding(mesh, P(None, "model"), memory_kind=kind)

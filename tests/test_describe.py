@@ -12,6 +12,7 @@ from neuron_optax import (
     PER_ENTRY,
     TORCH,
     Neurons,
+    adam_mini,
     describe,
     infer_layout,
 )
@@ -70,7 +71,11 @@ INFERRED = {  # leaf, its shape, that of the bias beside it: output, stack, its 
     "Equinox conv": ("weight", (7, 5, 3, 3), (7, 1, 1), (0,), (), ()),
     "scan": ("kernel", (3, 5, 7), (3, 7), (2,), (0,), (0,)),
     "scan, torch": ("weight", (3, 7, 5), (3, 7), (1,), (0,), (0,)),
-    "scan at axis 1": ("kernel", (5, 3, 7), (7, 3), (2, 1), (), ()),
+    "scan at axis 1": ("kernel", (5, 3, 7), (7, 3), (2,), (1,), (1,)),
+    "square scan": ("kernel", (3, 7, 7), (3, 7), (2,), (0,), (0,)),
+    "square scan at axis 1": ("kernel", (8, 5, 8), (8, 5), (2,), (1,), (1,)),
+    "square scan, torch": ("weight", (3, 7, 7), (3, 7), (1,), (0,), (0,)),
+    "scan of one output": ("kernel", (2, 3, 1), (2, 1), (2,), (0,), (0,)),
     "layers as many as heads": ("kernel", (3, 3, 4, 7), (3, 7), (3,), (0,), (0,)),
     "norm": ("weight", (3, 5), (3, 5), (0, 1), (), ()),
 }
@@ -84,9 +89,10 @@ INFERRED = {  # leaf, its shape, that of the bias beside it: output, stack, its 
 def test_axes_are_inferred_from_the_bias(name, shape, bias, output, stack, copies):
     params = {"layer": {name: np.ones(shape), "bias": np.ones(bias)}}
     layout = infer_layout(params)
-    axes = layout.axes(f"layer/{name}", shape)
-    assert (axes.output, axes.stack, layout.undecided) == (output, stack, ())
-    assert layout.axes("layer/bias", bias).stack == copies
+    axes = layout.resolve(params)
+    found = axes[f"layer/{name}"]
+    assert (found.output, found.stack, layout.undecided) == (output, stack, ())
+    assert axes["layer/bias"].stack == copies
 
 
 def test_what_has_two_readings_is_not_inferred(capsys):
@@ -99,15 +105,84 @@ def test_what_has_two_readings_is_not_inferred(capsys):
     assert "check" not in capsys.readouterr().out
 
 
-def test_vectors_around_a_kernel_tell_a_stack_from_a_layer(capsys):
-    query = {"query": {"kernel": np.ones((6, 3, 4))}}
-    vector, stack = {"scale": np.ones(6)}, {"scale": np.ones((6, 2))}
-    flat = {"layers": {**query, "norm": vector}}
-    mixed = {"layers": {**query, "norm": vector, "q_norm": stack}}
-    stacked = {"layers": {**query, "norm": stack}}
-    for params, marks in ((flat, 0), (mixed, 0), (stacked, 1), (query, 1)):
-        describe(params)
-        assert capsys.readouterr().out.count("check") == marks
+def beside(**layers):
+    """Put a convolution without a bias beside layers, and a head elsewhere."""
+    conv = {"kernel": np.ones((3, 3, 2, 5))}
+    return {"body": {"conv": conv, **layers}, "head": {"bias": np.ones(4)}}
+
+
+def attention(query, out):
+    kernels = {"query": query, "out": out}
+    return {"attn": {name: {"kernel": np.ones(of)} for name, of in kernels.items()}}
+
+
+VECTOR, STACKED = {"scale": np.ones(6)}, {"scale": np.ones((6, 2))}
+TOLD = {  # how many leaves are marked
+    "a vector beside": (beside(norm=VECTOR), 0),
+    "one of two": (beside(norm=VECTOR, q_norm=STACKED), 0),
+    "all stacked": (beside(norm=STACKED), 1),
+    "none beside": (beside(), 1),
+    "one elsewhere": (beside(inner={"norm": VECTOR}), 1),
+    "other taps": (beside(norm=VECTOR, conv={"kernel": np.ones((6, 3, 2, 5))}), 1),
+    "too many taps": (beside(norm=VECTOR, conv={"kernel": np.ones((3,) * 5)}), 1),
+    "by its scan": ({"ScanConv_0": beside()["body"]["conv"], "norm": VECTOR}, 1),
+    "heads": (attention((5, 3, 4), (3, 4, 7)), 0),
+    "no heads": (attention((6, 5, 7), (6, 7, 5)), 2),
+    "a square query of a stack": (
+        {"query": {"kernel": np.ones((8, 8, 8)), "bias": np.ones((8, 8))}},
+        1,
+    ),
+    "a square convolution": (
+        {"Conv_0": {"kernel": np.ones((3, 3, 5, 5)), "bias": np.ones(5)}},
+        0,
+    ),
+}
+
+
+@pytest.mark.parametrize(("params", "marks"), TOLD.values(), ids=TOLD)
+def test_leaves_beside_a_kernel_tell_a_stack_from_a_layer(params, marks, capsys):
+    describe(params)
+    assert capsys.readouterr().out.count("check") == marks
+    assert len(infer_layout(params).undecided) == marks
+
+
+UNDECIDABLE = {  # inputs as many as outputs, and no name that tells them apart
+    "transposed": {"up": {"w": np.ones((3, 3, 4, 4)), "b": np.ones(4)}},
+    "torch": {"up": {"weight": np.ones((8, 8, 3, 3)), "bias": np.ones(8)}},
+    "scanned": {
+        "ConvTranspose_0": {"kernel": np.ones((5, 3, 8, 8)), "bias": np.ones((5, 8))}
+    },
+}
+
+
+@pytest.mark.parametrize("params", UNDECIDABLE.values(), ids=UNDECIDABLE)
+def test_a_kernel_that_may_be_transposed_is_left_undecided(params, capsys):
+    layout = infer_layout(params)
+    assert len(layout.undecided) == 1
+    describe(params, layout)
+    assert capsys.readouterr().out.count("check") == 1
+
+
+def test_an_inferred_layout_is_for_its_tree_alone():
+    params = {"q": {"weight": np.ones((4, 3)), "bias": np.ones(4)}}
+    layout = infer_layout(params)
+    assert layout.axes("q/weight", (4, 3)).output == (0,)
+    with pytest.raises(ValueError, match=r"params/q/bias: not a leaf of the tree"):
+        adam_mini(0.1, neurons=layout).init({"params": params})
+
+
+def test_a_large_tree_is_resolved_in_no_time():
+    layer = {"kernel": np.ones((2, 3)), "bias": np.ones(3)}
+    params = {f"layer_{n}": layer for n in range(1000)}
+    layout = infer_layout(params)
+    assert len(layout.resolve(params)) == 2000
+
+
+def test_only_what_is_trained_is_described(capsys):
+    model = {"w": np.ones((3, 4)), "activation": np.tanh, "key": np.ones(2, np.uint32)}
+    describe(model)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["path", "w"]
 
 
 def test_describe_says_which_blocks_and_that_a_bias_is_finer(capsys):

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from neuron_optax import FLAX, HAIKU, TORCH, Neurons, describe, infer_layout
-from neuron_optax.axes.evidence import bias_of
+from neuron_optax.axes.evidence import leaves_of
 from neuron_optax.boxes import unbox
 from neuron_optax.trees import named_leaves
 
@@ -228,8 +228,7 @@ def test_the_probe_notices_a_wrong_axis():
 
 @every_layer
 def test_only_a_leaf_without_a_bias_beside_it_is_left_undecided(library, name):
-    params, found = probed(library, name)
-    shapes = {path: shape for path, (shape, _) in found.items()}
-    undecided = infer_layout(params).undecided
-    assert not any(bias_of(path, shapes) for path in undecided)
-    assert all(len(shapes[path]) > 2 for path in undecided)
+    leaves = leaves_of(probed(library, name)[0])
+    undecided = infer_layout(probed(library, name)[0]).undecided
+    assert not any(path in leaves.biases for path in undecided)
+    assert all(len(leaves.shapes[path]) > 2 for path in undecided)

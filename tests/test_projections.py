@@ -189,3 +189,14 @@ def test_bad_input_is_refused():
         centralize_per_neuron(neurons=Neurons((5,))).init({"kernel": jnp.ones((3, 4))})
     with pytest.raises(TypeError, match="kernel: params must be float"):
         centralize_per_neuron().init({"kernel": jnp.ones((3, 4), int)})
+
+
+def test_updates_that_do_not_fit_are_refused_by_their_leaf():
+    params = {"a": {"kernel": jnp.ones((3, 4))}, "b": jnp.ones(4)}
+    optimizer = clip_per_neuron(0.1)
+    with pytest.raises(ValueError, match=r"missing \['a/kernel'\]"):
+        optimizer.update({"a": None, "b": params["b"]}, optax.EmptyState(), params)
+    with pytest.raises(ValueError, match=r"b: .*\(4,\) of its parameter, got \(5,\)"):
+        optimizer.update({**params, "b": jnp.ones(5)}, optax.EmptyState(), params)
+    with pytest.raises(TypeError, match="b: params must be float"):
+        optimizer.update({**params, "b": jnp.ones(4, int)}, optax.EmptyState(), params)

@@ -4,6 +4,7 @@ Axes follow from path and shape alone; see `trees` for the paths.
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
@@ -12,7 +13,8 @@ import jax
 import numpy as np
 
 from neuron_optax.axes.neurons import Axes, MatrixAxes, Neurons, as_axes, resolve
-from neuron_optax.trees import named_leaves
+from neuron_optax.axes.siblings import kernel_of
+from neuron_optax.trees import PART, named_leaves
 
 
 class Rule(NamedTuple):
@@ -37,11 +39,13 @@ class Layout:
     Attributes:
       rules: tried in order; a pattern is searched in the path (``re.search``).
       fallback: neurons of leaves of rank 2 and more that match no rule.
+      leaves: path and neurons of each leaf of the tree that the layout was inferred
+        from, tried after the rules; other leaves then raise.
       undecided: paths that `infer_layout` could not decide.
 
     Raises:
       ValueError: if a pattern is no regular expression.
-      TypeError: if a rule or the fallback gives no neurons.
+      TypeError: if a rule is no `Rule`, or a rule or the fallback gives no neurons.
 
     Example:
       >>> layout = Layout(rules=(Rule(r"table$", Neurons(output=(0,))),))
@@ -51,10 +55,13 @@ class Layout:
 
     rules: tuple[Rule, ...] = ()
     fallback: Neurons | MatrixAxes = dataclasses.field(default_factory=Neurons)
+    leaves: tuple[tuple[str, Neurons], ...] = ()
     undecided: tuple[str, ...] = ()
 
     def __post_init__(self):
         for rule in self.rules:
+            if not isinstance(rule, Rule) or not isinstance(rule.pattern, str):
+                raise TypeError(f"layout rules must be Rule(pattern, ...), got {rule}")
             try:
                 re.compile(rule.pattern)
             except re.error as error:
@@ -65,7 +72,15 @@ class Layout:
                 raise TypeError(f"layout {place}: not Neurons, {neurons!r}")
 
     def override(self, rules: Mapping[str, Neurons | MatrixAxes]) -> "Layout":
-        """Return a layout that tries ``rules`` (pattern to neurons) before its own.
+        """Return a layout that tries ``rules`` before its own.
+
+        Args:
+          rules: pattern, searched in the path, to neurons. What was undecided and
+            matches is decided.
+
+        Raises:
+          ValueError: as `Layout`.
+          TypeError: as `Layout`.
 
         Example:
           >>> stacked = Neurons(output=(2,), stack=(0,))
@@ -73,19 +88,41 @@ class Layout:
           'layers/.*kernel$'
         """
         first = tuple(Rule(pattern, neurons) for pattern, neurons in rules.items())
-        return dataclasses.replace(self, rules=first + self.rules)
+        layout = dataclasses.replace(self, rules=first + self.rules)
+        found = lambda path: any(re.search(rule.pattern, path) for rule in first)
+        undecided = tuple(path for path in self.undecided if not found(path))
+        return dataclasses.replace(layout, undecided=undecided)
 
     def rule(self, path: str, ndim: int) -> Rule | None:
-        """Return the first rule for a leaf, ``None`` if it is left to the default."""
+        """Return the first rule for a leaf, ``None`` if it is left to the default.
+
+        Raises:
+          ValueError: naming the leaf, if the layout was inferred from a tree without.
+        """
+        name = re.sub(PART, "", path)
         for rule in self.rules:
             if rule.ranks is not None and ndim not in rule.ranks:
                 continue
-            if re.search(rule.pattern, path):
+            if re.search(rule.pattern, name):
                 return rule
-        return None
+        if self.leaves and name not in self._by_path:
+            raise ValueError(
+                f"{path}: not a leaf of the tree that this layout was inferred from, "
+                f"which are {list(self._by_path)[:3]} ..."
+            )
+        return Rule(name, self._by_path[name]) if self.leaves else None
+
+    @functools.cached_property
+    def _by_path(self) -> dict[str, Neurons]:
+        return dict(self.leaves)
 
     def neurons(self, path: str, ndim: int) -> Neurons:
-        """Return the neurons of a leaf as its rule says them, axes unresolved."""
+        """Return the neurons of a leaf as its rule says them, axes unresolved.
+
+        Raises:
+          TypeError: naming the leaf, for ``MuonDimensionNumbers`` not of integers.
+          ValueError: naming the leaf, for such that do not fit its rank; as `rule`.
+        """
         rule = self.rule(path, ndim)
         if rule is None and ndim < 2:
             return Neurons(output=...)
@@ -112,23 +149,47 @@ class Layout:
     def resolve(self, tree: Any) -> dict[str, Axes]:
         """Resolve the axes of every leaf, by path.
 
+        A bias without stack axes of its own has those of the kernel beside it, if they
+        have the same lengths.
+
         Raises:
           TypeError: as `axes`.
-          ValueError: as `axes`.
+          ValueError: as `axes`; if two leaves have one path.
           NotImplementedError: as `axes`; inside ``shard_map``, for a leaf with a
             fan-in, unless its ``reduce_over`` says that it is whole.
         """
-        manual = jax.sharding.get_abstract_mesh().manual_axes
-        axes = {path: self.axes(path, np.shape(x)) for path, x in named_leaves(tree)}
+        shapes = {}
+        for path, leaf in named_leaves(tree):
+            if path in shapes:
+                raise ValueError(f"{path}: two leaves have this path")
+            shapes[path] = np.shape(leaf)
+        axes = {path: self.axes(path, shape) for path, shape in shapes.items()}
+        for path in axes:
+            kernel = kernel_of(path, axes)
+            if kernel is not None and axes[kernel].stack and not axes[path].stack:
+                axes[path] = self._stacked(path, axes[path], kernel, axes[kernel])
+        if manual := jax.sharding.get_abstract_mesh().manual_axes:
+            self._check_whole(axes, manual)
+        return axes
+
+    def _stacked(self, bias: str, theirs: Axes, kernel: str, ours: Axes) -> Axes:
+        stack = as_axes(self.neurons(kernel, len(ours.shape)).stack, kernel)
+        rank = len(theirs.shape)
+        lengths = [theirs.shape[n] if -rank <= n < rank else None for n in stack]
+        if lengths != [ours.shape[n] for n in stack]:
+            return theirs
+        said = self.neurons(bias, rank)
+        return resolve(said._replace(stack=stack), bias, theirs.shape)
+
+    def _check_whole(self, axes: Mapping[str, Axes], manual: Collection[str]) -> None:
         for path, of in axes.items():
             said = self.neurons(path, len(of.shape)).reduce_over is not None
-            if manual and of.fan_in and not said:
+            if of.fan_in and not said:
                 raise NotImplementedError(
                     f"{path}: inside shard_map over {manual}, say reduce_over=() in "
                     "Neurons if the fan-in is whole; a sharded fan-in is not supported "
                     "yet"
                 )
-        return axes
 
 
 def as_layout(neurons: Layout | Neurons | MatrixAxes) -> Layout:

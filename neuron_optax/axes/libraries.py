@@ -4,7 +4,7 @@ What path and rank leave open has a default here; say otherwise in one line:
 
 - stacked copies (``scan``, ``vmap``, experts): the last axis (`TORCH`: the first)
   indexes the neurons and the copies are merged; `describe` marks them;
-  ``FLAX.override({r"layers/.*kernel": Neurons(stack=(0,))})``
+  ``FLAX.override({r"layers/.*kernel": Neurons(stack=(0,))})``; biases follow
 - ``DenseGeneral``, ``Einsum``: the last axis; ``{"Einsum_0/kernel": Neurons((1, 2))}``
 - transposed kernels: ``{"ConvTranspose_0/kernel": Neurons((-2,))}`` for Flax's
   ``transpose_kernel``, ``{"up/weight": Neurons((1,))}`` for torch's
@@ -41,12 +41,13 @@ FLAX = Layout(
         Rule(r"(?i)conv[^/]*/([ih]h/)?kernel$", Neurons(), ranks=(3, 4, 5)),
     )
 )
-"""Flax: kernels (..., in, out), embeddings (token, feature), biases per entry."""
+"""Flax: kernels (..., in, out), of queries, keys and values (in, heads, dim), of local
+convolutions (positions, in, out), embeddings (token, feature), biases per entry."""
 
 TORCH = Layout(
     rules=(
         Rule(r"(^|[/_])(bias(_\w+)?|g)$", _ENTRIES),
-        Rule(r"(?i)(^|[/_])(layer|batch|group|rms)?_?norm[_\d]*/weight$", _ENTRIES),
+        Rule(r"(?i)(^|/)([^/]*norm(_?[a-z]?\d*)|ln_?\w{0,2})/weight$", _ENTRIES),
         Rule(r"(?i)conv[^/]*/weight$", _ROWS, ranks=(3, 4, 5)),
     ),
     fallback=_ROWS,
@@ -56,19 +57,33 @@ TORCH = Layout(
 Not so torch's transposed convolutions, (in, out, ...): override them.
 """
 
-HAIKU = Layout(
-    rules=(
-        Rule(r"__layer_stack.*__layer_stack", Neurons(stack=(0, 1)), ranks=(4, 5, 6)),
-        Rule(r"__layer_stack.*transpose[^/]*/w$", Neurons((-2,), (0,)), ranks=(4, 5)),
-        Rule(r"__layer_stack.*/embeddings$", Neurons((1,), (0,)), ranks=(3,)),
-        Rule(r"__layer_stack.*/(b|scale|offset)$", Neurons(..., (0,))),
-        Rule(r"__layer_stack", Neurons(..., (0,)), ranks=(1, 2)),
-        Rule(r"__layer_stack", Neurons(stack=(0,)), ranks=(3, 4, 5, 6)),
-        Rule(r"(^|/)(b|scale|offset)$", _ENTRIES),
-        Rule(r"(^|/)embeddings$", _ROWS, ranks=(2,)),
-        Rule(r"conv[^/]*transpose[^/]*/w$", Neurons((-2,)), ranks=(3, 4, 5)),
-        Rule(r"conv[^/]*/([^/]*_to_hidden/)?w$", Neurons(), ranks=(3, 4, 5)),
+
+def _haiku(copies: int) -> tuple[Rule, ...]:
+    """Rules of Haiku's layers under so many nested ``layer_stack``."""
+    inside = "__layer_stack.*" * copies
+    stack = tuple(range(copies))
+    taps = tuple(copies + 2 + taps for taps in (1, 2, 3))
+    rows = Neurons((copies,), stack)
+    convolution = rf"{inside}conv[^/]*/([^/]*_to_hidden/)?w$"
+    return (
+        Rule(rf"{inside}(^|/)(b|scale|offset)$", Neurons(..., stack)),
+        Rule(rf"{inside}(^|/)embeddings$", rows, ranks=(copies + 2,)),
+        Rule(rf"{inside}conv[^/]*transpose[^/]*/w$", Neurons((-2,), stack), ranks=taps),
+        Rule(convolution, Neurons(stack=stack), ranks=taps),
     )
-)
+
+
+def _haiku_stack(copies: int) -> tuple[Rule, ...]:
+    """Rules of whatever else is under so many nested ``layer_stack``."""
+    inside, stack = "__layer_stack.*" * copies, tuple(range(copies))
+    vectors, others = range(copies, copies + 2), range(copies + 2, copies + 6)
+    return (
+        *_haiku(copies),
+        Rule(inside, Neurons(..., stack), ranks=tuple(vectors)),
+        Rule(inside, Neurons(stack=stack), ranks=tuple(others)),
+    )
+
+
+HAIKU = Layout(rules=(*_haiku_stack(2), *_haiku_stack(1), *_haiku(0)))
 """Haiku: weights (..., in, out), of transposed convolutions (..., out, in), embeddings
 (token, feature), biases per entry; ``layer_stack`` is known by its name."""

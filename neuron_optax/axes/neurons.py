@@ -96,7 +96,7 @@ class Axes(NamedTuple):
         return tuple(
             None
             if axis in self.fan_in
-            or (size != self.shape[source] and not _divides(names[source], size))
+            or (size != self.shape[source] and not divides(names[source], size))
             else names[source]
             for axis, (size, source) in enumerate(
                 zip(self.view, self.source, strict=True)
@@ -127,7 +127,7 @@ def resolve(neurons: Neurons, path: str, shape: tuple[int, ...]) -> Axes:
     output, stack = named[: len(output)], named[len(output) :]
     if neurons.output is ...:
         output = [axis for axis in range(ndim) if axis not in stack]
-    counts = _counts(neurons, path, shape, output + stack)
+    counts = _blocks(neurons, path, shape, output + stack)
     parts = [
         (axis, part)
         for axis, size in enumerate(shape)
@@ -151,10 +151,11 @@ def as_axes(axes: Any, path: str) -> tuple[int, ...]:
         raise TypeError(f"{path}: axes must be integers, got {axes!r}") from error
 
 
-def _counts(neurons, path, shape, named):
+def _blocks(neurons, path, shape, named):
     """Return how many blocks each axis has that has any."""
     ndim, counts = len(shape), {}
-    pairs = [as_axes(pair, path) for pair in neurons.blocks]
+    blocks = neurons.blocks if isinstance(neurons.blocks, Iterable) else (None,)
+    pairs = [as_axes(pair, path) for pair in blocks]
     if any(len(pair) != 2 for pair in pairs):
         raise ValueError(
             f"{path}: blocks must be ((axis, count), ...), got {neurons.blocks}"
@@ -175,7 +176,7 @@ def _counts(neurons, path, shape, named):
     return counts
 
 
-def _divides(names: Any, count: int) -> bool:
+def divides(names: Any, count: int) -> bool:
     """Whether the mesh axes of these names cut ``count`` evenly, as far as is known."""
     mesh = jax.sharding.get_abstract_mesh()
     names = (names,) if isinstance(names, str) else tuple(names or ())

@@ -1,5 +1,6 @@
 """How a bias finds its kernel, and uses the numbers of that kernel's neurons."""
 
+import re
 from collections.abc import Collection
 from typing import Any
 
@@ -7,10 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from neuron_optax.axes.layouts import Layout
-from neuron_optax.axes.neurons import resolve
+from neuron_optax.axes.neurons import Axes
 from neuron_optax.axes.views import TreeAxes
-from neuron_optax.trees import is_masked, map_named, named_leaves
+from neuron_optax.trees import PART, is_masked, map_named, named_leaves
 
 
 def kernel_of(path: str, paths: Collection[str]) -> str | None:
@@ -20,14 +20,16 @@ def kernel_of(path: str, paths: Collection[str]) -> str | None:
       >>> kernel_of("Dense_0/bias", ["Dense_0/bias", "Dense_0/kernel"])
       'Dense_0/kernel'
     """
-    parent, slash, name = path.rpartition("/")
-    kernels = (parent + slash + kernel for kernel in ("kernel", "weight", "w"))
+    leaf = re.sub(PART, "", path)
+    part = path.removeprefix(leaf)
+    parent, slash, name = leaf.rpartition("/")
     if name not in ("bias", "b"):
         return None
+    kernels = (f"{parent}{slash}{name}{part}" for name in ("kernel", "weight", "w"))
     return next((kernel for kernel in kernels if kernel in paths), None)
 
 
-def lend(tree: Any, layout: Layout, axes: TreeAxes) -> Any:
+def lend(tree: Any, axes: TreeAxes) -> Any:
     """Give every bias the numbers of its kernel's neurons in place of its own.
 
     Raises:
@@ -44,10 +46,16 @@ def lend(tree: Any, layout: Layout, axes: TreeAxes) -> Any:
                 f"{path} uses the rate of {kernel}, which is masked away: keep both "
                 "under one mask or label, or use bias='own'"
             )
-        shape = axes[kernel].shape
-        if len(shape) < 2 or shape == axes[path].shape:
+        ours, theirs = axes[kernel], axes[path]
+        if len(ours.shape) < 2 or ours.shape == theirs.shape:
             return own  # a normalisation
-        numbers, theirs = _in_axes_of_bias(leaves[kernel], kernel, path, layout, axes)
+        numbers = leaves[kernel]
+        if ours.view != ours.shape and theirs.view == theirs.shape:
+            numbers = jnp.broadcast_to(numbers, _undone(ours))  # entries of a block
+            ours = ours.whole
+            numbers = numbers.reshape(ours.numbers)
+        _check_neurons(path, theirs, kernel, ours)
+        numbers = jnp.transpose(numbers, ours.stack + ours.output + ours.fan_in)
         order = theirs.stack + theirs.output + theirs.fan_in
         numbers = numbers.reshape([own.shape[axis] for axis in order])
         return _reshard(jnp.transpose(numbers, np.argsort(order).tolist()), own)
@@ -55,40 +63,30 @@ def lend(tree: Any, layout: Layout, axes: TreeAxes) -> Any:
     return map_named(lent, tree)
 
 
-def _in_axes_of_bias(numbers, kernel, bias, layout, axes):
-    """Order a kernel's numbers by (stack, output); return the axes of its bias, too."""
-    ours, theirs = axes[kernel], axes[bias]
-    said = layout.neurons(bias, len(theirs.shape))
-    if ours.stack and not theirs.stack:
-        stack = layout.neurons(kernel, len(ours.shape)).stack
-        theirs = resolve(said._replace(stack=stack), bias, theirs.shape)
-    if ours.view != ours.shape and not said.blocks:  # all entries of a block share
-        numbers = jnp.broadcast_to(numbers, _undone(ours)).reshape(ours.whole.numbers)
-        ours = ours.whole
-    counts, wanted = _counts(ours), _counts(theirs)
-    if counts != wanted:
+def _check_neurons(bias: str, theirs: Axes, kernel: str, ours: Axes) -> None:
+    has, wanted = _lengths(ours), _lengths(theirs)
+    if has != wanted:
         raise ValueError(
             f"{bias} uses the rate of {kernel}, so both must have the same neurons "
-            f"along (stack, output), got {wanted} and {counts}: override the layout or "
+            f"along (stack, output), got {wanted} and {has}: override the layout or "
             "use bias='own'"
         )
-    return jnp.transpose(numbers, ours.stack + ours.output + ours.fan_in), theirs
 
 
-def _undone(axes):
+def _lengths(axes: Axes) -> tuple[list[int], list[int]]:
+    stack = [axes.numbers[axis] for axis in axes.stack]
+    output = [axes.numbers[axis] for axis in axes.output]
+    return stack, [length for length in output if length != 1]
+
+
+def _undone(axes: Axes) -> tuple[int, ...]:
     """Shape of the numbers with those of a block repeated for each of its entries."""
     kept = {axes.source[axis] for axis in axes.output + axes.stack}
     sizes = zip(axes.source, axes.view, strict=True)
     return tuple(size if source in kept else 1 for source, size in sizes)
 
 
-def _counts(axes):
-    output = [axes.numbers[axis] for axis in axes.output]
-    stack = [axes.numbers[axis] for axis in axes.stack]
-    return stack, [count for count in output if count != 1]
-
-
-def _reshard(numbers, like):
+def _reshard(numbers: jax.Array, like: jax.Array) -> jax.Array:
     sharding = jax.typeof(like).sharding  # a bias may be sharded unlike its kernel
     explicit = sharding.mesh.explicit_axes
     return jax.sharding.reshard(numbers, sharding) if explicit else numbers

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
-from jax.sharding import get_abstract_mesh
 
-from neuron_optax.axes.neurons import Axes
+from neuron_optax.axes.neurons import Axes, divides
 from neuron_optax.trees import map_named, named_leaves
 
 TreeAxes = Mapping[str, Axes]
@@ -27,15 +27,16 @@ def view(axes: TreeAxes, tree: Any) -> Any:
     """
 
     def viewed(path, leaf):
-        try:
-            return jnp.reshape(leaf, axes[path].view)
-        except Exception as error:  # jax's ShardingTypeError is not public
-            if not get_abstract_mesh().explicit_axes:
-                raise
-            raise ValueError(
-                f"{path}: blocks of shape {axes[path].shape}, viewed as "
-                f"{axes[path].view}, are cut by its sharding"
-            ) from error
+        of = axes[path]
+        spec = jax.typeof(leaf).sharding.spec if of.view != of.shape else ()
+        for axis, names in enumerate(spec):
+            count = of.view[of.source.index(axis)]
+            if count < of.shape[axis] and not divides(names, count):
+                raise ValueError(
+                    f"{path}: {count} blocks of axis {axis} of shape {of.shape} are "
+                    f"cut by its sharding {spec}"
+                )
+        return jnp.reshape(leaf, of.view)
 
     return map_named(viewed, tree)
 

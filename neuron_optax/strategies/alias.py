@@ -38,8 +38,11 @@ def descend(scaled, learning_rate, weight_decay, mask):
 def adam(
     b1: Scalar = 0.9, b2: Scalar = 0.999, eps: Scalar = 1e-8
 ) -> optax.GradientTransformation:
-    """Return Adam, whose derivative at zero gradients is finite, too."""
-    return optax.scale_by_adam(b1, b2, eps, eps_root=1e-30)  # below all that counts
+    """Return Adam with a finite derivative at zero gradients.
+
+    Its ``eps_root`` of 1e-30 counts where both gradient and ``eps`` are below 1e-14.
+    """
+    return optax.scale_by_adam(b1, b2, eps, eps_root=1e-30)
 
 
 def require_adam(b1, b2, eps):

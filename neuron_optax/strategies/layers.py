@@ -101,7 +101,7 @@ def layerwise(
       learning_rates: :math:`\eta_\ell` by pattern, see `scale_by_layer`.
       default: rate of leaves that match no pattern; ``None`` if there are none.
       direction: what is scaled, without sign and learning rate; ``None`` for Adam with
-        Optax's defaults.
+        Optax's defaults and a finite derivative at zero gradients.
       weight_decay: :math:`\lambda`, multiplied by the layer's rate.
       weight_decay_mask: what decays, a tree of booleans or a function of the params
         (in ``static_args`` under ``optax.inject_hyperparams``).
@@ -151,7 +151,7 @@ def layerwise_decay(
       layers: patterns of the layers from the input to the top, see `scale_by_layer`.
       default: rate of leaves that match no pattern; ``None`` if there are none.
       direction: what is scaled, without sign and learning rate; ``None`` for Adam with
-        Optax's defaults.
+        Optax's defaults and a finite derivative at zero gradients.
       weight_decay: :math:`\lambda`, multiplied by the layer's rate.
       weight_decay_mask: what decays, a tree of booleans or a function of the params
         (in ``static_args`` under ``optax.inject_hyperparams``).

@@ -122,6 +122,10 @@ def weight_norm_adam(
     Raises:
       ValueError: as `scale_by_weight_norm`, or for a decay or ``eps`` out of range.
 
+    Note:
+      Under the root stands 1e-30 beside :math:`\hat v`, for a finite derivative at zero
+      gradients. It counts where both the gradient and ``eps`` are below 1e-14.
+
     Example:
       >>> import jax.numpy as jnp
       >>> optimizer = weight_norm_adam(0.1, scaling_factor=0.2)
