@@ -149,8 +149,8 @@ class Layout:
     def resolve(self, tree: Any) -> dict[str, Axes]:
         """Resolve the axes of every leaf, by path.
 
-        A bias without stack axes of its own has those of the kernel beside it, if they
-        have the same lengths.
+        A bias of one neuron per entry that says nothing of copies has the stack axes
+        of the kernel beside it, if they have the same lengths.
 
         Raises:
           TypeError: as `axes`.
@@ -173,12 +173,11 @@ class Layout:
         return axes
 
     def _stacked(self, bias: str, theirs: Axes, kernel: str, ours: Axes) -> Axes:
+        rank, said = len(theirs.shape), self.neurons(bias, len(theirs.shape))
         stack = as_axes(self.neurons(kernel, len(ours.shape)).stack, kernel)
-        rank = len(theirs.shape)
         lengths = [theirs.shape[n] if -rank <= n < rank else None for n in stack]
-        if lengths != [ours.shape[n] for n in stack]:
+        if said.output is not ... or lengths != [ours.shape[n] for n in stack]:
             return theirs
-        said = self.neurons(bias, rank)
         return resolve(said._replace(stack=stack), bias, theirs.shape)
 
     def _check_whole(self, axes: Mapping[str, Axes], manual: Collection[str]) -> None:
