@@ -10,6 +10,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from neuron_optax.numerics import require_number
+
 
 class Accumulator(NamedTuple):
     """A memory of one leaf as three pure functions.
@@ -140,5 +142,6 @@ def maximum() -> Accumulator:
 
 def require_decay(name: str, decay: float | Array) -> None:
     """Raise ``ValueError`` if ``decay`` is a number outside ``[0, 1)``."""
+    require_number(name, decay)
     if isinstance(decay, Real) and not 0 <= decay < 1:
         raise ValueError(f"{name} must be in [0, 1), got {decay}")

@@ -41,8 +41,9 @@ class NeuronState(NamedTuple):
     Attributes:
       step: number of updates so far, int32.
       memory: what the accumulator remembers; a tree like the params, fan-in axes at
-        length 1. ``()`` where nothing is remembered.
-      rate: the factor last applied; a tree like the params, fan-in axes at length 1.
+        length 1. An axis of `Neurons.blocks` becomes two, (count, 1). ``()`` where
+        nothing is remembered.
+      rate: the factor last applied; a tree like the params, shaped as the memory.
         The learning rate is not in it, but of `scale_by_layer` it is the factor.
         ``()`` if it is not stored.
       direction: state of the direction.

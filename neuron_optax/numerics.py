@@ -1,5 +1,6 @@
 """Arithmetic that every other file may use: wide enough, derivatives finite."""
 
+from numbers import Real
 from typing import Any
 
 import jax.numpy as jnp
@@ -9,6 +10,15 @@ from jaxtyping import Array
 def widen(array: Any) -> Array:
     """Return ``array`` with at least 32 bits for each number."""
     return jnp.asarray(array, jnp.promote_types(jnp.result_type(array), jnp.float32))
+
+
+def require_number(name: str, value: Any) -> None:
+    """Raise ``TypeError`` if ``value`` is neither a number nor an array."""
+    if not isinstance(value, Real) and not hasattr(value, "dtype"):
+        raise TypeError(
+            f"{name} must be a number or an array, got {type(value).__name__}; give "
+            "a layout by name, neurons="
+        )
 
 
 def root(value: Array) -> Array:

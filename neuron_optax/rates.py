@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from neuron_optax.numerics import root
+from neuron_optax.numerics import require_number, root
 
 
 class Rate(NamedTuple):
@@ -80,10 +80,14 @@ def affine(slope: float | Array) -> Rate:
     Returns:
       A rate without unit.
 
+    Raises:
+      TypeError: if ``slope`` is neither a number nor an array.
+
     Example:
       >>> float(affine(0.5).apply(jnp.array(3.0), ()))
       2.5
     """
+    require_number("slope", slope)
     return Rate(lambda value, neurons: 1 + slope * value)
 
 
@@ -178,5 +182,6 @@ def redistributed(rate: Rate) -> Rate:
 
 def require_positive(name: str, number: float | Array) -> None:
     """Raise ``ValueError`` if ``number`` is a number that is not positive."""
+    require_number(name, number)
     if isinstance(number, Real) and not np.float32(number) > 0:
         raise ValueError(f"{name} must be positive in float32, got {number}")

@@ -51,6 +51,11 @@ def map_named(
 def check_dtypes(params: Any) -> None:
     """Refuse leaves that are neither floating nor complex."""
     for path, leaf in named_leaves(params):
+        if callable(leaf):
+            raise TypeError(
+                f"{path}: params must be float or complex, got {type(leaf).__name__}; "
+                "of an Equinox model give what equinox.is_inexact_array filters"
+            )
         dtype = jnp.result_type(leaf)
         if not jnp.issubdtype(dtype, jnp.inexact):
             raise TypeError(f"{path}: params must be float or complex, got {dtype}")

@@ -23,10 +23,7 @@ from neuron_optax import FLAX, HAIKU, TORCH, Layout
 BATCH, SIDE, PATCH, CHANNELS, HEADS, WIDTH, CLASSES = 4, 6, 2, 3, 4, 24, 24
 TOKENS = (SIDE // PATCH) ** 2
 POSITIONS = np.arange(TOKENS)
-QUICK = {  # quick to compile, slow to run
-    "xla_backend_optimization_level": 0,
-    "xla_cpu_use_fusion_emitters": False,
-}
+QUICK = {"xla_backend_optimization_level": 0}  # quick to compile, slow to run
 
 
 @dataclasses.dataclass(frozen=True)

@@ -128,6 +128,16 @@ TOLD = {  # how many leaves are marked
     "by its scan": ({"ScanConv_0": beside()["body"]["conv"], "norm": VECTOR}, 1),
     "heads": (attention((5, 3, 4), (3, 4, 7)), 0),
     "no heads": (attention((6, 5, 7), (6, 7, 5)), 2),
+    "pointwise along one axis": (
+        beside(norm=VECTOR, conv={"kernel": np.ones((1, 3, 2, 5))}),
+        0,
+    ),
+    "in a list": ({"convs": [{"kernel": np.ones((3, 3, 2, 5))}]}, 0),
+    "in a list, with its bias": (
+        {"convs": [{"kernel": np.ones((3, 4, 2, 5)), "bias": np.ones(5)}]},
+        0,
+    ),
+    "a vector called kernel": ({"attention_norm": {"kernel": np.ones((6, 32))}}, 1),
     "a square query of a stack": (
         {"query": {"kernel": np.ones((8, 8, 8)), "bias": np.ones((8, 8))}},
         1,
@@ -161,6 +171,44 @@ def test_a_kernel_that_may_be_transposed_is_left_undecided(params, capsys):
     assert len(layout.undecided) == 1
     describe(params, layout)
     assert capsys.readouterr().out.count("check") == 1
+
+
+def test_a_matrix_of_another_library_is_marked(capsys):
+    flax, torch = {"q": {"kernel": np.ones((5, 5))}}, {"q": {"weight": np.ones((5, 5))}}
+    for params, layout, marks in (
+        (flax, FLAX, 0),
+        (flax, TORCH, 1),
+        (torch, TORCH, 0),
+        (torch, FLAX, 1),
+        (torch, infer_layout(torch), 0),
+        (flax, infer_layout(flax), 0),
+    ):
+        describe(params, layout)
+        assert capsys.readouterr().out.count("check") == marks
+
+
+def test_lone_leaves_have_the_copies_of_the_layers_beside_them():
+    layers = {
+        "lin": {"weight": np.ones((6, 8, 8)), "bias": np.ones((6, 8))},
+        "rms": {"weight": np.ones((6, 8))},
+        "norm": {"scale": np.ones((6, 8)), "bias": np.ones((6, 8))},
+        "pre": {"weight": np.ones((6, 8))},
+    }
+    params = {"layers": layers, "norm": {"scale": np.ones(8)}}
+    layout = infer_layout(params)
+    axes = layout.resolve(params)
+    for name in ("layers/rms/weight", "layers/norm/scale", "layers/norm/bias"):
+        assert (axes[name].output, axes[name].stack) == ((1,), (0,)), name
+    assert axes["norm/scale"].stack == ()
+    assert layout.undecided == ("layers/pre/weight",)
+
+
+def test_an_override_that_no_leaf_matches_is_listed(capsys):
+    params = {"q": {"kernel": np.ones((4, 4))}}
+    describe(params, FLAX.override({"query/kernel": Neurons((0,)), "q/": Neurons(())}))
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "no leaf is the first to match 'query/kernel'"
+    ]
 
 
 def test_an_inferred_layout_is_for_its_tree_alone():

@@ -139,8 +139,14 @@ WRONG = {
     "does not divide": (Neurons(blocks=((1, 5),)), r"w: axis 1 of length 12 has no 5"),
     "none": (Neurons(blocks=((1, 0),)), r"w: axis 1 of length 12 has no 0 blocks"),
     "fan-in": (Neurons((1,), blocks=((0, 3),)), r"w: blocks of shape \(6, 12\)"),
-    "out of range": (Neurons(blocks=((2, 3),)), r"distinct axes in output or stack"),
-    "twice": (Neurons(blocks=((1, 3), (-1, 2))), r"distinct axes in output or stack"),
+    "out of range": (
+        Neurons(blocks=((2, 3),)),
+        r"distinct axes named in output or stack",
+    ),
+    "twice": (
+        Neurons(blocks=((1, 3), (-1, 2))),
+        r"distinct axes named in output or stack",
+    ),
 }
 
 

@@ -1,5 +1,6 @@
 """Bad input is refused by an error that says what was wanted, what came and where."""
 
+import functools
 import inspect
 
 import jax
@@ -23,6 +24,8 @@ from neuron_optax import (
     scale_per_neuron,
     weight_norm_adam,
 )
+from neuron_optax.accumulators import require_decay
+from neuron_optax.rates import require_positive
 
 DENSE = {"Dense_0": {"kernel": jnp.ones((3, 4)), "bias": jnp.ones(4)}}
 ADAPTIVE = {
@@ -73,6 +76,26 @@ HYPERPARAMETERS = {
 def test_hyperparameters_out_of_range_raise_at_construction(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@pytest.mark.parametrize(
+    "require",
+    [
+        functools.partial(inspect.unwrap(require_decay), "b1"),
+        functools.partial(inspect.unwrap(require_positive), "b1"),
+        inspect.unwrap(neuron_optax.affine),
+    ],
+)
+def test_a_layout_by_position_is_refused(require):
+    with pytest.raises(TypeError, match=r"(b1|slope) must be.*got Layout.*neurons="):
+        require(neuron_optax.HAIKU)
+
+
+def test_a_model_that_is_not_filtered_is_refused_by_its_leaf():
+    with pytest.raises(
+        TypeError, match=r"activation: params must be.*is_inexact_array"
+    ):
+        adam_mini(0.1).init({"w": jnp.ones(2), "activation": jax.nn.relu})
 
 
 def test_traced_hyperparameters_are_not_looked_at():

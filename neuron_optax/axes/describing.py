@@ -8,10 +8,13 @@ import jax
 
 from neuron_optax.axes.evidence import Leaves, explained, leaves_of
 from neuron_optax.axes.layouts import Layout, as_layout
-from neuron_optax.axes.libraries import FLAX
+from neuron_optax.axes.libraries import FLAX, HAIKU, PER_ENTRY, PER_LAYER, TORCH
 from neuron_optax.axes.neurons import MatrixAxes, Neurons
 from neuron_optax.axes.siblings import kernel_of
 from neuron_optax.axes.views import TreeAxes
+
+LIBRARIES = FLAX, TORCH, HAIKU, PER_ENTRY, PER_LAYER
+READY_MADE = [rule for layout in LIBRARIES for rule in layout.rules]
 
 
 def describe(params: Any, layout: Layout | Neurons | MatrixAxes = FLAX) -> None:
@@ -21,7 +24,8 @@ def describe(params: Any, layout: Layout | Neurons | MatrixAxes = FLAX) -> None:
     stack whose layers would be merged, say), the bias beside it has another number of
     neurons, or `infer_layout` could not decide: name its axes by `Layout.override`. It
     says so if a leaf that was named has fewer neurons than the bias beside it, and of a
-    bias which leaf beside it lends its rate for ``bias="kernel"``.
+    bias which leaf beside it lends its rate for ``bias="kernel"``. Last come rules of
+    your own that no leaf is the first to match.
 
     Args:
       params: tree of arrays or ``jax.ShapeDtypeStruct``.
@@ -56,6 +60,10 @@ def describe(params: Any, layout: Layout | Neurons | MatrixAxes = FLAX) -> None:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(map(str.ljust, row, widths)).rstrip())
+    used = [layout.rule(path, len(shape)) for path, shape in leaves.shapes.items()]
+    for rule in layout.rules:
+        if rule not in READY_MADE and rule not in used:
+            print(f"no leaf is the first to match {rule.pattern!r}")
 
 
 def _note(path: str, leaves: Leaves, axes: TreeAxes, layout: Layout) -> str:

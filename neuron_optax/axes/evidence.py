@@ -15,6 +15,8 @@ from neuron_optax.trees import named_leaves
 
 MATRIX = r"(^|[/_])(kernel|weight|w)(_\w+)?$|(^|/)(embeddings?|lora_[ab])$"
 VECTOR = r"(^|/)(bias|scale|b|offset|weight)$"
+NORM = r"(?i)(norm|rms|ln)(_?[a-z]?\d*)/[^/]*$"
+FIRST = Neurons(output=(0,))
 
 
 class Leaves(NamedTuple):
@@ -42,11 +44,12 @@ def leaves_of(params: Any) -> Leaves:
 def explained(path: str, leaves: Leaves, layout: Layout) -> bool:
     """Whether a rule for this leaf, its name or its bias accounts for all of its axes.
 
-    A matrix by name has two axes, other leaves one, beside those its rule says are a
-    stack. More are accounted for by a rule without ranks. One for some ranks goes by
-    the name of the layer, which fits a stack of smaller layers, too: then the bias
-    must have the rule's neurons, and no other axes its lengths but for inputs as many
-    as outputs; without a bias, the layers beside it must tell.
+    A matrix by name has two axes (if the layout is that of its library), other leaves
+    one, beside those its rule says are a stack. More are accounted for by a rule
+    without ranks. One for some ranks goes by the name of the layer, which fits a stack
+    of smaller layers, too: then the bias must have the rule's neurons, and no other
+    axes its lengths but for inputs as many as outputs; without a bias, the layers
+    beside it must tell.
     """
     shape, rule = leaves.shapes[path], layout.rule(path, len(leaves.shapes[path]))
     if path in layout.undecided:
@@ -54,7 +57,12 @@ def explained(path: str, leaves: Leaves, layout: Layout) -> bool:
     if rule is not None and rule.ranks is None:
         return True
     stack = len(layout.axes(path, shape).stack)
-    if len(shape) - stack <= (2 if re.search(MATRIX, path) else 1):
+    matrix = re.search(MATRIX, path) and not re.search(NORM, path)
+    if len(shape) - stack <= 1:
+        return True
+    if rule is None and layout.rules and _is_torch(path) != (layout.fallback == FIRST):
+        return False  # a name of another library, whose matrices are transposed
+    if len(shape) - stack == 2 and matrix:
         return True
     if rule is None:
         return False
@@ -149,7 +157,11 @@ def _beside(path: str, leaves: Leaves, layout: Layout) -> bool:
         return len(query) == len(out) == 3 and query[1:] == out[:2]
     stack = len(layout.axes(path, shape).stack)
     taps = shape[2 + stack :] if _is_torch(path) else shape[stack:-2]
-    if re.search(r"(Scan|Vmap)[A-Z]", path) or len(taps) > 2 or len({*taps}) > 1:
+    if layer.isdigit():  # in a list of layers
+        return True
+    if re.search(r"(Scan|Vmap)[A-Z]", path) or len(taps) > 2:
+        return False
+    if len(taps) == 2 and taps[0] not in (1, taps[1]):
         return False
     vectors = [
         [*itertools.dropwhile(lambda size: size == 1, size)]
@@ -161,4 +173,4 @@ def _beside(path: str, leaves: Leaves, layout: Layout) -> bool:
 
 
 def _is_torch(path: str) -> bool:
-    return path.endswith("weight")
+    return re.search(r"(^|[/_])weight(_\w+)?$", path) is not None

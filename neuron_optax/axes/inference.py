@@ -39,6 +39,7 @@ def infer_layout(params: Any) -> Layout:
     """
     leaves = leaves_of(params)
     found = {path: _found(path, leaves) for path in leaves.shapes}
+    found = {path: _among(path, of, found, leaves) for path, of in found.items()}
     neurons = tuple(
         (path, of or _default(path).neurons(path, len(leaves.shapes[path])))
         for path, of in found.items()
@@ -63,3 +64,22 @@ def _found(path: str, leaves: Leaves) -> Neurons | None:
         return Neurons(output=...)
     known = explained(path, leaves, default)
     return default.neurons(path, len(leaves.shapes[path])) if known else None
+
+
+def _among(
+    path: str, own: Neurons | None, found: dict[str, Neurons | None], leaves: Leaves
+) -> Neurons | None:
+    """Take the copies of the layers in the same module for those of a lone leaf."""
+    shape, module = leaves.shapes[path], path.rpartition("/")[0].rpartition("/")[0]
+    near = [
+        (tuple(leaves.shapes[leaf][axis] for axis in of.stack), of.stack)
+        for leaf, of in found.items()
+        if of is not None and of.stack and leaf.startswith(f"{module}/")
+    ]
+    if len(shape) < 2 or not near or path in leaves.biases or own is None:
+        return own
+    lengths, stack = near[0]
+    copies = all(axis < len(shape) for axis in stack)
+    if not copies or tuple(shape[axis] for axis in stack) != lengths:
+        return own
+    return own._replace(stack=stack) if own.output is ... else None

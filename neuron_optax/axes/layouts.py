@@ -198,5 +198,6 @@ def as_layout(neurons: Layout | Neurons | MatrixAxes) -> Layout:
     if isinstance(neurons, Neurons | MatrixAxes):
         return Layout(fallback=neurons)
     raise TypeError(
-        f"neurons must be a Layout, Neurons or MuonDimensionNumbers, got {neurons!r}"
+        "neurons must be a Layout, Neurons or MuonDimensionNumbers, got "
+        f"{type(neurons).__name__}"
     )

@@ -10,7 +10,8 @@ What path and rank leave open has a default here; say otherwise in one line:
   ``transpose_kernel``, ``{"up/weight": Neurons((1,))}`` for torch's
 - embeddings: a neuron is a row, of one token; ``{"embedding": Neurons((1,))}``
 - folded heads: a neuron is an entry of a head; one number per head by
-  ``{"query/w": Neurons(blocks=((1, heads),))}``, and by
+  ``{"query/w": Neurons(blocks=((1, heads),))}``, of torch's and Equinox's weights by
+  ``{"query_proj/weight": Neurons((0,), blocks=((0, heads),))}``, and by
   ``{"query/kernel": Neurons((1,))}`` where heads have an axis
 """
 
@@ -38,7 +39,7 @@ FLAX = Layout(
         Rule(r"(?i)(att(entio)?n|mha)[^/]*/out/kernel$", Neurons(), ranks=(3,)),
         Rule(r"(?i)conv_?local[^/]*/kernel$", Neurons(output=(0, -1)), ranks=(3,)),
         Rule(r"(?i)conv_?local[^/]*/kernel$", Neurons(output=(0, 1, -1)), ranks=(4,)),
-        Rule(r"(?i)conv[^/]*/([ih]h/)?kernel$", Neurons(), ranks=(3, 4, 5)),
+        Rule(r"(?i)conv[^/]*(/\d+|/[ih]h)?/kernel$", Neurons(), ranks=(3, 4, 5)),
     )
 )
 """Flax: kernels (..., in, out), of queries, keys and values (in, heads, dim), of local
@@ -47,8 +48,8 @@ convolutions (positions, in, out), embeddings (token, feature), biases per entry
 TORCH = Layout(
     rules=(
         Rule(r"(^|[/_])(bias(_\w+)?|g)$", _ENTRIES),
-        Rule(r"(?i)(^|/)([^/]*norm(_?[a-z]?\d*)|ln_?\w{0,2})/weight$", _ENTRIES),
-        Rule(r"(?i)conv[^/]*/weight$", _ROWS, ranks=(3, 4, 5)),
+        Rule(r"(?i)(^|/)([^/]*(norm|rms|ln)(_?[a-z]?\d*))/weight$", _ENTRIES),
+        Rule(r"(?i)conv[^/]*(/\d+)?/weight$", _ROWS, ranks=(3, 4, 5)),
     ),
     fallback=_ROWS,
 )

@@ -28,6 +28,9 @@ class Neurons(NamedTuple):
       >>> per_head = Neurons(blocks=((-1, 3),))  # kernels (in, 3 heads * dim)
       >>> resolve(per_head, "query/w", (5, 12)).numbers
       (1, 3, 1)
+      >>> per_head = Neurons(output=(0,), blocks=((0, 3),))  # weights (3 * dim, in)
+      >>> resolve(per_head, "query_proj/weight", (12, 5)).numbers
+      (3, 1, 1)
     """
 
     output: tuple[int, ...] | EllipsisType = (-1,)
@@ -164,8 +167,8 @@ def _blocks(neurons, path, shape, named):
         place = axis % ndim if -ndim <= axis < ndim else None
         if place not in named or place in counts:
             raise ValueError(
-                f"{path}: blocks of shape {shape} must be of distinct axes in output "
-                f"or stack, got {neurons}"
+                f"{path}: blocks of shape {shape} must be of distinct axes named in "
+                f"output or stack, got {neurons}"
             )
         if count < 1 or shape[place] % count:
             raise ValueError(

@@ -68,8 +68,8 @@ def _check_neurons(bias: str, theirs: Axes, kernel: str, ours: Axes) -> None:
     if has != wanted:
         raise ValueError(
             f"{bias} uses the rate of {kernel}, so both must have the same neurons "
-            f"along (stack, output), got {wanted} and {has}: override the layout or "
-            "use bias='own'"
+            f"along (stack, output), got {wanted} and {has}: override the layout (are "
+            "there stacked copies?), see describe and infer_layout, or use bias='own'"
         )
 
 
