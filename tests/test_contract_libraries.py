@@ -117,10 +117,16 @@ def finite_only(make, params, factor):
     return optax.chain(optax.scale(factor), interpreted(guarded))
 
 
-def plateau(make, params, patience):
-    reduce = optax.contrib.reduce_on_plateau(0.5, patience=patience)
-    chained = optax.chain(make(RATE), interpreted(reduce))
-    extra = functools.partial(chained.update, value=1.0, unheard_of="yes")
+def times_factor(updates, state, params=None, *, factor, **extra_args):
+    return jax.tree.map(lambda leaf: factor * leaf, updates), state
+
+
+def with_extra_args(make, params, factor):
+    scale = optax.GradientTransformationExtraArgs(
+        lambda _: optax.EmptyState(), times_factor
+    )
+    chained = optax.chain(make(RATE), scale)
+    extra = functools.partial(chained.update, factor=factor, unheard_of="yes")
     return optax.GradientTransformationExtraArgs(chained.init, extra)
 
 
@@ -143,7 +149,7 @@ WRAPPERS = {  # wrap(make, params, value), a value that is neutral, one that is 
         RATE / 2,
     ),
     "apply_if_finite": (finite_only, 1.0, jnp.nan),
-    "extra_args": (plateau, 10, 1),
+    "extra_args": (with_extra_args, 1.0, 0.5),
     "schedule": (
         lambda make, _, decay: make(optax.exponential_decay(RATE, 1, decay)),
         1.0,
