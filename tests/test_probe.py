@@ -34,77 +34,54 @@ FEATURES_FIRST = {"kernel": Neurons((0,))}
 TRANSPOSED = {"kernel": Neurons((-2,))}
 HEADS = r"(query|key|value)/kernel"
 EQUINOX_STACK = {"weight": Neurons((1,), stack=(0,))}
+
+
+def flax(dense, attention):
+    """Return the overrides of what linen and nnx have both."""
+    general = f"{dense}General"
+    return {
+        f"{general}, two features": TWO_FEATURES,
+        f"{general}, two input axes, two features": TWO_FEATURES,
+        f"{general}, batch axis": STACK,
+        f"{general}, batch axis, two input axes, two features": {
+            "kernel": Neurons((-2, -1), stack=(0,))
+        },
+        "Einsum, two features": TWO_FEATURES,
+        "Einsum, features first": FEATURES_FIRST,
+        "Einsum, features first, square, no bias": FEATURES_FIRST,
+        "Einsum, experts": STACK,
+        "ConvTranspose 1D, transposed kernel": TRANSPOSED,
+        "ConvTranspose 2D, transposed kernel": TRANSPOSED,
+        f"vmap, {dense}": STACK,
+        "vmap, Conv 1D": STACK,
+        f"scan, {dense}": STACK,
+        f"scan, {dense}, axis 1": SECOND,
+        f"scan, {dense}, axis -1": {"kernel": Neurons((1,), stack=(-1,))},
+        f"scan of vmap, {dense}": STACK_OF_STACKS,
+        "scan, Conv 2D": STACK,
+        "scan, Embed": {"embedding": Neurons((1,), stack=(0,))},
+        f"scan, {attention}": {
+            HEADS: Neurons((2, 3), stack=(0,)),
+            "out/kernel": Neurons(stack=(0,)),
+        },
+        f"scan, {attention}, axis 1": {
+            HEADS: Neurons((2, 3), stack=(1,)),
+            "out/kernel": Neurons(stack=(1,)),
+        },
+        "MoE": STACK,
+        "scan, MoE": STACK_OF_STACKS,
+        "scan, MoE, axis 1": STACK_OF_STACKS,
+    }
+
+
 OVERRIDES = {  # what name and shape cannot decide
-    "linen": {
-        "DenseGeneral, two features": TWO_FEATURES,
-        "DenseGeneral, two input axes, two features": TWO_FEATURES,
-        "DenseGeneral, batch axis": STACK,
-        "DenseGeneral, batch axis, two input axes, two features": {
-            "kernel": Neurons((-2, -1), stack=(0,))
-        },
-        "Einsum, two features": TWO_FEATURES,
-        "Einsum, features first": FEATURES_FIRST,
-        "Einsum, features first, square, no bias": FEATURES_FIRST,
-        "Einsum, experts": STACK,
-        "ConvTranspose 1D, transposed kernel": TRANSPOSED,
-        "ConvTranspose 2D, transposed kernel": TRANSPOSED,
+    "linen": flax("Dense", "MultiHeadDotProductAttention")
+    | {
         "ConvTranspose 2D, transposed square kernel, no bias": TRANSPOSED,
-        "scan, Dense": STACK,
-        "scan, Dense, axis 1": SECOND,
-        "scan, Dense, axis -1": {"kernel": Neurons((1,), stack=(-1,))},
         "scan, Dense, no bias": STACK,
-        "scan, Conv 2D": STACK,
-        "scan, Embed": {"embedding": Neurons((1,), stack=(0,))},
-        "scan, MultiHeadDotProductAttention": {
-            HEADS: Neurons((2, 3), stack=(0,)),
-            "out/kernel": Neurons(stack=(0,)),
-        },
-        "scan, MultiHeadDotProductAttention, axis 1": {
-            HEADS: Neurons((2, 3), stack=(1,)),
-            "out/kernel": Neurons(stack=(1,)),
-        },
-        "vmap, Dense": STACK,
-        "vmap, Conv 1D": STACK,
-        "scan of vmap, Dense": STACK_OF_STACKS,
-        "MoE": STACK,
-        "scan, MoE": STACK_OF_STACKS,
-        "scan, MoE, axis 1": STACK_OF_STACKS,
     },
-    "nnx": {
-        "LinearGeneral, two features": TWO_FEATURES,
-        "LinearGeneral, two input axes, two features": TWO_FEATURES,
-        "LinearGeneral, batch axis": STACK,
-        "LinearGeneral, batch axis, two input axes, two features": {
-            "kernel": Neurons((-2, -1), stack=(0,))
-        },
-        "Einsum, two features": TWO_FEATURES,
-        "Einsum, features first": FEATURES_FIRST,
-        "Einsum, features first, square, no bias": FEATURES_FIRST,
-        "Einsum, experts": STACK,
-        "ConvTranspose 1D, transposed kernel": TRANSPOSED,
-        "ConvTranspose 2D, transposed kernel": TRANSPOSED,
-        "vmap, Linear": STACK,
-        "vmap, Linear, axis 1": SECOND,
-        "vmap, Linear, no bias": STACK,
-        "vmap, Conv 1D": STACK,
-        "scan, Linear": STACK,
-        "scan, Linear, axis 1": SECOND,
-        "scan, Linear, axis -1": {"kernel": Neurons((1,), stack=(-1,))},
-        "scan, Conv 2D": STACK,
-        "scan, Embed": {"embedding": Neurons((1,), stack=(0,))},
-        "scan, MultiHeadAttention": {
-            HEADS: Neurons((2, 3), stack=(0,)),
-            "out/kernel": Neurons(stack=(0,)),
-        },
-        "scan, MultiHeadAttention, axis 1": {
-            HEADS: Neurons((2, 3), stack=(1,)),
-            "out/kernel": Neurons(stack=(1,)),
-        },
-        "scan of vmap, Linear": STACK_OF_STACKS,
-        "MoE": STACK,
-        "scan, MoE": STACK_OF_STACKS,
-        "scan, MoE, axis 1": STACK_OF_STACKS,
-    },
+    "nnx": flax("Linear", "MultiHeadAttention")
+    | {"vmap, Linear, axis 1": SECOND, "vmap, Linear, no bias": STACK},
     "equinox": {
         "Linear, stacked": EQUINOX_STACK,
         "Linear, stacked, no bias": EQUINOX_STACK,
