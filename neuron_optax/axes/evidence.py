@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from neuron_optax.axes.layouts import Layout
+from neuron_optax.axes.libraries import NORM
 from neuron_optax.axes.neurons import Axes, Neurons
 from neuron_optax.axes.siblings import kernel_of
 from neuron_optax.boxes import unbox
@@ -15,7 +16,6 @@ from neuron_optax.trees import named_leaves
 
 MATRIX = r"(^|[/_])(kernel|weight|w)(_\w+)?$|(^|/)(embeddings?|lora_[ab])$"
 VECTOR = r"(^|/)(bias|scale|b|offset|weight)$"
-NORM = r"(?i)(norm|rms|ln)(_?[a-z]?\d*)/[^/]*$"
 FIRST = Neurons(output=(0,))
 
 
@@ -57,7 +57,7 @@ def explained(path: str, leaves: Leaves, layout: Layout) -> bool:
     if rule is not None and rule.ranks is None:
         return True
     stack = len(layout.axes(path, shape).stack)
-    matrix = re.search(MATRIX, path) and not re.search(NORM, path)
+    matrix = re.search(MATRIX, path) and not re.search(rf"(?i){NORM}/[^/]*$", path)
     if len(shape) - stack <= 1:
         return True
     if rule is None and layout.rules and _is_torch(path) != (layout.fallback == FIRST):

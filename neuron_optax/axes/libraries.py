@@ -20,6 +20,7 @@ from neuron_optax.axes.neurons import Neurons
 
 _ENTRIES = Neurons(output=...)
 _ROWS = Neurons(output=(0,))
+NORM = r"(^|/)([^/]*norm|([^/]*_)?(rms|ln))(_?[a-z]?\d*)"  # a normalisation's name
 
 PER_ENTRY = Layout(rules=(Rule("", _ENTRIES),))
 """Every entry of every leaf is a neuron: the known per-parameter optimizers.
@@ -48,7 +49,7 @@ convolutions (positions, in, out), embeddings (token, feature), biases per entry
 TORCH = Layout(
     rules=(
         Rule(r"(^|[/_])(bias(_\w+)?|g)$", _ENTRIES),
-        Rule(r"(?i)(^|/)([^/]*(norm|rms|ln)(_?[a-z]?\d*))/weight$", _ENTRIES),
+        Rule(rf"(?i){NORM}/weight$", _ENTRIES),
         Rule(r"(?i)conv[^/]*(/\d+)?/weight$", _ROWS, ranks=(3, 4, 5)),
     ),
     fallback=_ROWS,
