@@ -140,6 +140,84 @@ def maximum() -> Accumulator:
     return Accumulator(jnp.zeros_like, jnp.maximum, _as_is)
 
 
+def compounded(
+    gain: float | Array,
+    low: float | Array | None = None,
+    high: float | Array | None = None,
+) -> Accumulator:
+    r"""Product of gains within bounds, from :math:`a_0 = 1`.
+
+    .. math:: a_t = \min(\max(a_{t-1} (1 + \gamma s_t), l), h)
+
+    Args:
+      gain: :math:`\gamma`, in units of one over the statistic; below the inverse of
+        its largest size, so that :math:`a` stays positive.
+      low: :math:`l`, without unit; ``None`` for no bound.
+      high: :math:`h`, without unit; ``None`` for no bound.
+
+    Returns:
+      An accumulator without unit.
+
+    Raises:
+      TypeError: if ``gain`` is neither a number nor an array.
+
+    Example:
+      >>> accumulator = compounded(0.5, high=2.0)
+      >>> memory = accumulator.update(accumulator.init(jnp.zeros(())), jnp.array(1.0))
+      >>> float(memory), float(accumulator.update(memory, jnp.array(1.0)))
+      (1.5, 2.0)
+    """
+    require_number("gain", gain)
+
+    def update(memory, statistic):
+        return jnp.clip(memory * (1 + gain * statistic), low, high)
+
+    return Accumulator(jnp.ones_like, update, _as_is)
+
+
+def stepwise(
+    increase: float | Array,
+    decrease: float | Array,
+    low: float | Array | None = None,
+    high: float | Array | None = None,
+) -> Accumulator:
+    r"""Slow steps up, fast steps down, by the sign of the statistic, from 1.
+
+    .. math::
+      a_t = a_{t-1} + \kappa \text{ where } s_t > 0, \qquad
+      a_t = (1 - \phi)\, a_{t-1} \text{ where } s_t < 0
+
+    Args:
+      increase: :math:`\kappa`, without unit.
+      decrease: :math:`\phi`, in ``[0, 1)``, without unit.
+      low: least memory, without unit; ``None`` for no bound.
+      high: largest memory, without unit; ``None`` for no bound.
+
+    Returns:
+      An accumulator without unit.
+
+    Raises:
+      ValueError: if ``decrease`` is a number outside ``[0, 1)``.
+
+    Reference:
+      Jacobs, *Increased rates of convergence through learning rate adaptation* (1988).
+
+    Example:
+      >>> accumulator = stepwise(increase=0.25, decrease=0.5)
+      >>> accumulator.update(jnp.ones(3), jnp.array([7.0, -7.0, 0.0])).tolist()
+      [1.25, 0.5, 1.0]
+    """
+    require_number("increase", increase)
+    require_decay("decrease", decrease)
+
+    def update(memory, statistic):
+        shrunk = jnp.where(statistic < 0, memory * (1 - decrease), memory)
+        grown = jnp.where(statistic > 0, memory + increase, shrunk)
+        return jnp.clip(grown, low, high)
+
+    return Accumulator(jnp.ones_like, update, _as_is)
+
+
 def require_decay(name: str, decay: float | Array) -> None:
     """Raise ``ValueError`` if ``decay`` is a number outside ``[0, 1)``."""
     require_number(name, decay)

@@ -75,6 +75,24 @@ def norm(update: Leaf, param: Leaf | None, fan_in: FanIn) -> PerNeuron:
     return root(sum_square(update, param, fan_in))
 
 
+def rms(update: Leaf, param: Leaf | None, fan_in: FanIn) -> PerNeuron:
+    r"""Root mean square over the fan-in of :math:`k` entries, :math:`\|g\|_2/\sqrt k`.
+
+    Args:
+      update: :math:`g`.
+      param: not used.
+      fan_in: axes of ``update`` to reduce.
+
+    Returns:
+      One number per neuron, in units of the update.
+
+    Example:
+      >>> rms(jnp.array([[1.0], [7.0]]), None, (0,)).tolist()
+      [[5.0]]
+    """
+    return root(mean_square(update, param, fan_in))
+
+
 def param_norm(update: Leaf, param: Leaf | None, fan_in: FanIn) -> PerNeuron:
     r"""L2 norm of a neuron's weights, :math:`\lVert w \rVert_2`, without gradient.
 
@@ -114,7 +132,7 @@ def param_rms(update: Leaf, param: Leaf | None, fan_in: FanIn) -> PerNeuron:
       >>> param_rms(jnp.zeros((2, 1)), jnp.array([[1.0], [7.0]]), (0,)).tolist()
       [[5.0]]
     """
-    return root(mean_square(_weights(param), None, fan_in))
+    return rms(_weights(param), None, fan_in)
 
 
 def trust_ratio(update: Leaf, param: Leaf | None, fan_in: FanIn) -> PerNeuron:

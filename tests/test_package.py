@@ -69,7 +69,7 @@ def test_strategies_import_none_of_each_other():
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_is_short_enough_to_read(name):
     lines = len(FILES[name].read_text().splitlines())
-    assert lines <= 300
+    assert lines <= (450 if name.startswith("strategies.") else 300)
 
 
 @pytest.mark.parametrize("path", ORACLES, ids=lambda path: path.stem)

@@ -3,16 +3,26 @@
 from neuron_optax.axes.describing import describe
 from neuron_optax.axes.inference import infer_layout
 from neuron_optax.axes.layouts import Layout, Rule, as_layout
-from neuron_optax.axes.libraries import FLAX, HAIKU, PER_ENTRY, PER_LAYER, TORCH
+from neuron_optax.axes.libraries import (
+    ADAM_MINI,
+    FLAX,
+    HAIKU,
+    PER_ENTRY,
+    PER_LAYER,
+    SLIM_ADAM,
+    TORCH,
+)
 from neuron_optax.axes.neurons import Axes, MatrixAxes, Neurons
 from neuron_optax.axes.siblings import kernel_of, lend
 from neuron_optax.axes.views import check_numbers, map_axes, unview, view
 
 __all__ = [
+    "ADAM_MINI",
     "FLAX",
     "HAIKU",
     "PER_ENTRY",
     "PER_LAYER",
+    "SLIM_ADAM",
     "TORCH",
     "Axes",
     "Layout",

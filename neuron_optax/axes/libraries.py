@@ -46,6 +46,39 @@ FLAX = Layout(
 """Flax: kernels (..., in, out), of queries, keys and values (in, heads, dim), of local
 convolutions (positions, in, out), embeddings (token, feature), biases per entry."""
 
+_ATTENTION = r"(^|/)(query|key)/kernel$"
+
+ADAM_MINI = Layout(
+    rules=(
+        Rule(r"(^|/)bias$", _ENTRIES),
+        Rule(r"(^|/)embedding$", _ROWS, ranks=(2,)),
+        Rule(_ATTENTION, Neurons(output=(1,)), ranks=(3,)),
+        Rule(r"(^|/)value/kernel$", Neurons(output=(1, 2)), ranks=(3,)),
+        Rule(r"(?i)(att(entio)?n|mha)[^/]*/out/kernel$", Neurons(), ranks=(3,)),
+        Rule(r"(^|/)kernel$", Neurons(), ranks=(2,)),
+        Rule("", Neurons(output=())),
+    )
+)
+"""Flax, with the partition of Adam-mini's authors: one number per head of queries and
+keys, per neuron of values, attention's output and every linear layer, the head's
+included, per token of an embedding, per entry of a bias, one for any other leaf."""
+
+SLIM_ADAM = Layout(
+    rules=(
+        Rule(r"(^|/)(bias|scale)$", _ENTRIES),
+        Rule(r"(^|/)embedding$", _ROWS, ranks=(2,)),
+        Rule(_ATTENTION, Neurons(output=(1, 2)), ranks=(3,)),
+        Rule(r"(^|/)value/kernel$", _ROWS, ranks=(3,)),
+        Rule(r"(?i)(att(entio)?n|mha)[^/]*/out/kernel$", Neurons((0, 1)), ranks=(3,)),
+        Rule(r"(?i)(^|/)(lm_)?head/kernel$", Neurons(), ranks=(2,)),
+        Rule(r"(^|/)kernel$", _ROWS, ranks=(2,)),
+        Rule("", _ENTRIES),
+    )
+)
+"""Flax, with the axes of SlimAdam's authors: one number per neuron of queries and keys,
+per token of an embedding and of a linear layer named head, per input (shared over the
+fan-out) of values, attention's output and other linear layers, per entry elsewhere."""
+
 TORCH = Layout(
     rules=(
         Rule(r"(^|[/_])(bias(_\w+)?|g)$", _ENTRIES),

@@ -90,6 +90,16 @@ class Axes(NamedTuple):
             tuple(axis for axis in range(len(self.shape)) if axis not in kept),
         )
 
+    @property
+    def layer(self) -> "Axes":
+        """The axes of the leaf as if each of its copies were one neuron."""
+        return self._replace(output=(), fan_in=self.output + self.fan_in)
+
+    @property
+    def swapped(self) -> "Axes":
+        """The axes of the leaf as if its fan-in were its neurons."""
+        return self._replace(output=self.fan_in, fan_in=self.output)
+
     def names(self, names: Sequence[Any]) -> tuple[Any, ...]:
         """Name the axes of an array with one number per neuron like the leaf's.
 

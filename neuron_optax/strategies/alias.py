@@ -1,17 +1,24 @@
-"""What the aliases share: bounds on the factor, decoupled decay, the learning rate."""
+"""What the aliases share: bounds on the factor, decay, the learning rate, matrices."""
 
+import re
 from typing import Literal
 
+import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
 from neuron_optax.accumulators import require_decay
-from neuron_optax.axes import Layout, MatrixAxes, Neurons
+from neuron_optax.axes import Layout, MatrixAxes, Neurons, as_layout
+from neuron_optax.boxes import is_box, unbox
+from neuron_optax.numerics import widen
+from neuron_optax.projections import is_matrix
 from neuron_optax.rates import Rate, bounded, redistributed, require_positive
+from neuron_optax.trees import map_named
 
 Scalar = float | Array
 NeuronsLike = Layout | Neurons | MatrixAxes
 Bias = Literal["own", "kernel"]
+AUXILIARY = r"(?i)embed|(^|/)(lm_)?head(/|$)"  # matrices whose rows are tokens
 
 
 def shaped(rate: Rate, low, high, redistribute: bool) -> Rate:
@@ -33,6 +40,45 @@ def descend(scaled, learning_rate, weight_decay, mask):
         decoupled_decay(weight_decay, mask),
         optax.scale_by_learning_rate(learning_rate),
     )
+
+
+def descend_then_decay(scaled, learning_rate, weight_decay, mask):
+    """Do as `descend`, but what decays are the weights after the step."""
+    step = optax.chain(scaled, optax.scale_by_learning_rate(learning_rate))
+    decay = optax.chain(
+        decoupled_decay(weight_decay, mask),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+    def update(updates, state, params=None, **extra_args):
+        moved = None if params is None else optax.apply_updates(params, updates)
+        zeros = optax.tree.zeros_like(updates)
+        decayed, state = decay.update(zeros, state, moved, **extra_args)
+        return optax.tree.add(updates, decayed), state
+
+    then = optax.GradientTransformationExtraArgs(decay.init, update)
+    return optax.chain(step, then)
+
+
+def correct_late(b2: Scalar) -> optax.GradientTransformation:
+    r"""Scale by :math:`\sqrt{1 - \beta_2^t}`, where eps is added before correcting."""
+    return optax.scale_by_schedule(lambda step: jnp.sqrt(1 - widen(b2) ** (step + 1)))
+
+
+def matrices_and_rest(matrices, rest, neurons: NeuronsLike, auxiliary: str):
+    """Give matrices one transformation, other leaves and those named so another."""
+    layout = as_layout(neurons)
+
+    def labels(params):
+        axes = layout.resolve(unbox(params))
+
+        def label(path, _):
+            known = path in axes and not re.search(auxiliary, path)
+            return "matrix" if known and is_matrix(axes[path]) else "rest"
+
+        return map_named(label, params, is_leaf=is_box)
+
+    return optax.partition({"matrix": matrices, "rest": rest}, labels)
 
 
 def adam(

@@ -1,20 +1,21 @@
 """Rates from gradient statistics."""
 
-from typing import Any
+from typing import Any, Literal
 
 import optax
 
 from neuron_optax.accumulators import ema, total
 from neuron_optax.axes import FLAX
 from neuron_optax.core import scale_per_neuron
+from neuron_optax.projections import where_touched
 from neuron_optax.rates import inverse_root
 from neuron_optax.statistics import mean_square
 from neuron_optax.strategies.alias import (
     Bias,
     NeuronsLike,
     Scalar,
+    decoupled_decay,
     descend,
-    require_adam,
     shaped,
 )
 
@@ -148,74 +149,73 @@ def neuron_rmsprop(
     return descend(scaled, learning_rate, weight_decay, weight_decay_mask)
 
 
-def adam_mini(
+def rowwise_adagrad(
     learning_rate: optax.ScalarOrSchedule,
-    b1: Scalar = 0.9,
-    b2: Scalar = 0.999,
-    eps: Scalar = 1e-8,
+    initial_accumulator_value: Scalar = 0.0,
+    eps: Scalar = 1e-10,
     weight_decay: optax.ScalarOrSchedule = 0.0,
     weight_decay_mask: Any = None,
     *,
+    decay: Literal["decoupled", "l2"] = "decoupled",
+    lazy: bool = True,
     neurons: NeuronsLike = FLAX,
     bias: Bias = "own",
     low: Scalar | None = None,
     high: Scalar | None = None,
     redistribute: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Adam with one second moment per neuron instead of one per entry.
+    r"""AdaGrad per row of an embedding, which spares the rows of absent tokens.
 
-    With :math:`g_t` the gradient of neuron :math:`i` (:math:`k` entries),
-
-    .. math::
-      m_t = \beta_1 m_{t-1} + (1-\beta_1)\, g_t, \qquad
-      v_t = \beta_2 v_{t-1} + (1-\beta_2)\, \tfrac1k \lVert g_t \rVert^2, \qquad
-      \Delta_t = -\eta\, \big( \hat m_t / (\sqrt{\hat v_t} + \epsilon) + \lambda w \big)
+    The formula is that of `neuron_adagrad`. With ``decay="l2"``, :math:`\lambda w` is
+    added to the gradient before everything else.
 
     Args:
       learning_rate: :math:`\eta`, in units of the parameter; scalar or schedule.
-      b1: decay of the first moment, in ``[0, 1)``.
-      b2: decay of the second moment, in ``[0, 1)``.
-      eps: added to :math:`\sqrt{\hat v}`, in units of the gradient, positive.
-      weight_decay: :math:`\lambda`, multiplied by the base learning rate.
+      initial_accumulator_value: :math:`a_0 \ge 0`, in units of the gradient squared.
+      eps: added to :math:`\sqrt a`, in units of the gradient, positive.
+      weight_decay: :math:`\lambda`; multiplied by the base learning rate if decoupled.
       weight_decay_mask: what decays, a tree of booleans or a function of the params
         (in ``static_args`` under ``optax.inject_hyperparams``).
-      neurons: the axes that index the neurons, by leaf; fan-in axes are averaged over.
-        ``PER_ENTRY`` is Adam itself.
+      decay: ``"decoupled"``, or ``"l2"`` for decay that enters the statistic.
+      lazy: rows whose gradient is zero do not decay, as if they were not looked at.
+      neurons: the axes that index the rows, by leaf: of an embedding the tokens, of a
+        kernel the neurons.
       bias: whose factor a bias uses, see `scale_per_neuron`.
       low: least factor; ``None`` for no bound.
-      high: largest factor; ``None`` for no bound. That of a neuron without gradient so
-        far is :math:`1/\epsilon`, which no update shows, but every report of rates.
+      high: largest factor; ``None`` for no bound.
       redistribute: divide the factors of a layer by their mean, before the bounds. A
-        neuron without gradient so far does not count in the mean.
+        row without gradient so far does not count in the mean.
 
     Returns:
-      A chain; its `NeuronState` holds :math:`m` at the shape of the parameters and
-      :math:`v` with fan-in axes of length 1.
+      A chain; its `NeuronState` holds :math:`a` with fan-in axes of length 1.
 
     Raises:
-      ValueError: for a hyperparameter out of range, or as `scale_per_neuron`.
-
-    Note:
-      The default layout has one number per neuron in every kernel; the authors'
-      partition keeps one per head in queries and keys.
+      ValueError: for a hyperparameter out of range, an unknown ``decay``, or as
+        `scale_per_neuron`.
 
     Reference:
-      Zhang et al., *Adam-mini* (2024), arXiv:2406.16793, Algorithm 1.
+      Naumov et al., *DLRM* (2019), arXiv:1906.00091; ``EXACT_ROWWISE_ADAGRAD`` of
+      https://github.com/pytorch/FBGEMM.
 
     Example:
       >>> import jax.numpy as jnp
-      >>> kernel = jnp.ones((3, 2))  # fan-in 3, two neurons
-      >>> state = adam_mini(1e-3).init(kernel)
-      >>> state[0].memory.shape, optax.tree.get(state, "ema").shape
-      ((1, 2), (3, 2))
+      >>> optimizer = rowwise_adagrad(0.1, weight_decay=0.5)
+      >>> table = {"embedding": jnp.ones((2, 4))}
+      >>> grads = {"embedding": jnp.array([[1.0] * 4, [0.0] * 4])}  # the first token
+      >>> update, _ = optimizer.update(grads, optimizer.init(table), table)
+      >>> [abs(round(float(row[0]), 4)) for row in update["embedding"]]
+      [0.15, 0.0]
     """
-    require_adam(b1, b2, eps)
+    if decay not in ("decoupled", "l2"):
+        raise ValueError(f"decay must be 'decoupled' or 'l2', got {decay!r}")
+    decayed = decoupled_decay(weight_decay, weight_decay_mask)
+    decayed = where_touched(decayed, neurons=neurons) if lazy else decayed
     scaled = scale_per_neuron(
         mean_square,
-        ema(b2),
+        total(initial_accumulator_value),
         shaped(inverse_root(eps), low, high, redistribute),
         neurons=neurons,
         bias=bias,
-        direction=optax.ema(b1),
     )
-    return descend(scaled, learning_rate, weight_decay, weight_decay_mask)
+    order = (decayed, scaled) if decay == "l2" else (scaled, decayed)
+    return optax.chain(*order, optax.scale_by_learning_rate(learning_rate))

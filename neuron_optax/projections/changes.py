@@ -4,29 +4,14 @@ They find the neurons as the strategies do. A leaf of one entry per neuron (a bi
 each entry on its own; give it one neuron by ``FLAX.override({"bias": Neurons(())})``.
 """
 
-from collections.abc import Callable
-
-import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from neuron_optax.axes import (
-    FLAX,
-    Layout,
-    MatrixAxes,
-    Neurons,
-    as_layout,
-    unview,
-    view,
-)
-from neuron_optax.boxes import rebox, unbox
-from neuron_optax.numerics import widen
+from neuron_optax.axes import FLAX, Layout, MatrixAxes, Neurons
+from neuron_optax.projections.stateless import stateless
 from neuron_optax.rates import require_positive
-from neuron_optax.statistics import FanIn, norm, param_norm
-from neuron_optax.trees import cast_like, check_dtypes, check_leaves, map_named
-
-Change = Callable[[Array, Array | None, FanIn], Array]
+from neuron_optax.statistics import norm, param_norm
 
 
 def clip_per_neuron(
@@ -72,13 +57,13 @@ def clip_per_neuron(
     require_positive("clipping", clipping)
     require_positive("eps", eps)
 
-    def clip(update, param, fan_in):
-        limit = clipping * jnp.maximum(param_norm(update, param, fan_in), eps)
-        size = norm(update, None, fan_in)
+    def clip(update, param, of):
+        limit = clipping * jnp.maximum(param_norm(update, param, of.fan_in), eps)
+        size = norm(update, None, of.fan_in)
         loud = size > limit
         return update * jnp.where(loud, limit / jnp.where(loud, size, 1.0), 1.0)
 
-    return _stateless(clip, neurons)
+    return stateless(clip, neurons)
 
 
 def centralize_per_neuron(
@@ -112,12 +97,12 @@ def centralize_per_neuron(
       [[-0.5, -0.5], [0.5, 0.5]]
     """
 
-    def centralize(update, param, fan_in):
-        if not fan_in:
+    def centralize(update, param, of):
+        if not of.fan_in:
             return update
-        return update - jnp.mean(update, axis=fan_in, keepdims=True)
+        return update - jnp.mean(update, axis=of.fan_in, keepdims=True)
 
-    return _stateless(centralize, neurons)
+    return stateless(centralize, neurons)
 
 
 def normalize_per_neuron(
@@ -150,41 +135,9 @@ def normalize_per_neuron(
       [[0.6000000238418579, 0.0], [0.800000011920929, 0.0]]
     """
     require_positive("eps", eps)
-    return _stateless(
-        lambda update, param, fan_in: (
-            update / jnp.maximum(norm(update, None, fan_in), eps)
+    return stateless(
+        lambda update, param, of: (
+            update / jnp.maximum(norm(update, None, of.fan_in), eps)
         ),
         neurons,
     )
-
-
-def _stateless(
-    change: Change, neurons: Layout | Neurons | MatrixAxes
-) -> optax.GradientTransformationExtraArgs:
-    """Apply ``change(update, param, fan_in)`` to every leaf in at least 32 bits."""
-    layout = as_layout(neurons)
-
-    def init(params):
-        check_dtypes(unbox(params))
-        layout.resolve(unbox(params))
-        return optax.EmptyState()
-
-    def update(updates, state, params=None, **extra_args):
-        plain, weights = unbox(updates), unbox(params)
-        check_dtypes(plain)
-        check_leaves(plain, plain if params is None else weights, weights)
-        axes = layout.resolve(plain)
-        blank = jax.tree.map(lambda _: None, plain)
-        weights = blank if params is None else view(axes, weights)
-
-        def changed(path, update, param):
-            param = None if param is None else widen(param)
-            try:
-                return change(widen(update), param, axes[path].fan_in)
-            except ValueError as error:
-                raise ValueError(f"{path}: {error}") from error
-
-        changed = unview(axes, map_named(changed, view(axes, plain), weights))
-        return rebox(cast_like(changed, plain), updates), state
-
-    return optax.GradientTransformationExtraArgs(init, update)

@@ -1,0 +1,92 @@
+"""Weights kept on a surface: every neuron at mean zero and norm one."""
+
+import math
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array
+
+from neuron_optax.axes import FLAX, Axes, Layout, MatrixAxes, Neurons, as_layout
+from neuron_optax.projections.stateless import changed, stateless
+from neuron_optax.statistics import norm
+
+
+def project_neurons(
+    params: Any, *, neurons: Layout | Neurons | MatrixAxes = FLAX
+) -> Any:
+    r"""Return weights whose neurons have mean zero and norm one.
+
+    .. math::
+      P(w_i) = (w_i - \bar w_i) / \lVert w_i - \bar w_i \rVert_2
+
+    Args:
+      params: the weights.
+      neurons: the axes that index the neurons, by leaf.
+
+    Returns:
+      A tree like ``params``. A neuron of one entry stays as it is, and so do biases. A
+      neuron whose entries are all equal becomes zero.
+
+    Raises:
+      TypeError: for a leaf that is not floating or complex.
+      ValueError: naming the leaf, if its axes do not exist.
+
+    Reference:
+      Liu et al., *Nero* (2021), arXiv:2102.07227, section 3.
+
+    Example:
+      >>> kernel = jnp.array([[3.0, 5.0], [1.0, 5.0]])  # the second is constant
+      >>> project_neurons({"kernel": kernel})["kernel"].round(4).tolist()
+      [[0.707099974155426, 0.0], [-0.707099974155426, 0.0]]
+    """
+    layout = as_layout(neurons)
+    return changed(lambda weights, _, of: projected(weights, of), layout, params)
+
+
+def project_steps(
+    *, neurons: Layout | Neurons | MatrixAxes = FLAX
+) -> optax.GradientTransformationExtraArgs:
+    r"""Change every step so that it ends on projected weights.
+
+    .. math:: u_t = P(w_t + \Delta_t) - w_t
+
+    It is the last member of a chain, behind sign and learning rate: what changes the
+    step after it leaves the surface.
+
+    Args:
+      neurons: the axes that index the neurons, by leaf.
+
+    Returns:
+      A transformation without state; :math:`P` is that of `project_neurons`.
+
+    Raises:
+      ValueError: as `scale_per_neuron`; at ``update``, naming the leaf, if ``params``
+        is ``None``.
+
+    Example:
+      >>> kernel = jnp.array([[3.0], [1.0]])
+      >>> optimizer = optax.chain(optax.sgd(1.0), project_steps())
+      >>> update, _ = optimizer.update(kernel, optimizer.init(kernel), kernel)
+      >>> (kernel + update).tolist()  # constant after the first member
+      [[0.0], [0.0]]
+    """
+
+    def step(update, param, of):
+        if param is None:
+            raise ValueError("the projection needs the weights: pass params")
+        return projected(param + update, of) - param
+
+    return stateless(step, neurons)
+
+
+def projected(weights: Array, of: Axes) -> Array:
+    """Project one leaf in its view."""
+    if math.prod(of.view[axis] for axis in of.fan_in) < 2:
+        return weights
+    centred = weights - jnp.mean(weights, axis=of.fan_in, keepdims=True)
+    size = norm(centred, None, of.fan_in)
+    # Equal entries leave no more than the rounding of their mean; NaN stays NaN.
+    rounding = 4 * jnp.finfo(weights.dtype).eps * norm(weights, None, of.fan_in)
+    constant = size <= rounding
+    return jnp.where(constant, 0.0, centred / jnp.where(constant, 1.0, size))

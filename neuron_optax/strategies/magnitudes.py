@@ -1,0 +1,211 @@
+"""Muon on the directions of the neurons, Adam on their magnitudes."""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from neuron_optax.accumulators import require_decay
+from neuron_optax.axes import FLAX, as_layout, check_numbers, map_axes, unview, view
+from neuron_optax.boxes import box_numbers, rebox, unbox
+from neuron_optax.numerics import widen
+from neuron_optax.projections import (
+    matrix_shape,
+    newton_schulz,
+    on_matrices,
+    skip_nonfinite,
+)
+from neuron_optax.statistics import norm
+from neuron_optax.strategies.alias import (
+    AUXILIARY,
+    NeuronsLike,
+    Scalar,
+    adam,
+    decoupled_decay,
+    descend,
+    matrices_and_rest,
+    require_adam,
+)
+from neuron_optax.trees import cast_like, check_dtypes, check_leaves
+
+LEAST = 1e-12  # norm that a neuron of zero weights counts with
+
+
+class MuownState(NamedTuple):
+    r"""State of the matrices in `muown`.
+
+    Attributes:
+      step: number of updates so far, int32.
+      magnitude: :math:`\gamma`, one number per neuron, fan-in axes at length 1.
+      size: :math:`h`, the norms of the directions, likewise.
+      direction: state of the momentum of the directions.
+      moments: Adam's state of the magnitudes.
+      decay: state of the weight decay.
+    """
+
+    step: jax.Array
+    magnitude: Any
+    size: Any
+    direction: optax.OptState
+    moments: optax.OptState
+    decay: optax.OptState
+
+
+def muown(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: Scalar = 0.95,
+    adam_b1: Scalar = 0.9,
+    adam_b2: Scalar = 0.95,
+    eps: Scalar = 1e-8,
+    weight_decay: optax.ScalarOrSchedule = 0.0,
+    weight_decay_mask: Any = None,
+    *,
+    adam_learning_rate: optax.ScalarOrSchedule | None = None,
+    steps: int = 5,
+    auxiliary: str = AUXILIARY,
+    neurons: NeuronsLike = FLAX,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Muon on what neurons point at, Adam on how large they are; AdamW for the rest.
+
+    Weights are read as :math:`w_i = \gamma_i z_i / h_i` with :math:`h_i = \lVert z_i
+    \rVert`. With :math:`n_i = w_i / \gamma_i`, :math:`y_i = \langle g_i, n_i \rangle`
+    and :math:`M` the running mean of :math:`(\gamma_i / h_i) (g_i - y_i n_i)`,
+
+    .. math::
+      z_i = h_i n_i - \eta \sqrt{\max(1, \tfrac mk)}\, \mathrm{NS}(M)_i, \qquad
+      \gamma_i \leftarrow (1 - \eta\lambda) (\gamma_i - \eta\, \mathrm{Adam}(y_i)),
+      \qquad w_i \leftarrow \gamma_i z_i / h_i
+
+    Nothing may be chained after it: the weights would leave their magnitudes.
+
+    Args:
+      learning_rate: :math:`\eta`, in units of the parameter; scalar or schedule.
+      b1: decay of the momentum of the directions, in ``[0, 1)``.
+      adam_b1: decay of Adam's first moment, of magnitudes and biases, in ``[0, 1)``.
+      adam_b2: decay of Adam's second moment, in ``[0, 1)``.
+      eps: added to the root of Adam's second moment, in units of the gradient.
+      weight_decay: :math:`\lambda`, multiplied by the learning rate; of matrices the
+        magnitudes decay, after their step.
+      weight_decay_mask: what decays, a tree of booleans or a function of the params
+        (in ``static_args`` under ``optax.inject_hyperparams``).
+      adam_learning_rate: of the leaves that AdamW trains; ``None`` for the same.
+      steps: of the Newton-Schulz iteration.
+      auxiliary: leaves whose path has this pattern in it (``re.search``) are trained by
+        AdamW even if they are matrices: embeddings and the head, whose rows are tokens.
+      neurons: the axes that index the neurons, by leaf. Queries, keys and values are
+        one matrix for all heads, a convolution is one row per output channel.
+
+    Returns:
+      A partition of the leaves; that of the matrices has a `MuownState`.
+
+    Raises:
+      ValueError: for a hyperparameter out of range, or as `scale_per_neuron`; at
+        ``update``, if ``params`` is ``None``.
+
+    Note:
+      It changes the coordinates of the weights, which does not fit `scale_per_neuron`:
+      it is a transformation of its own, without factors to bound or redistribute. A
+      neuron of zero weights counts with a norm of 1e-12.
+
+    Reference:
+      *Muown* (2026), arXiv:2605.10797, as coded in
+      https://github.com/NVIDIA-NeMo/Emerging-Optimizers.
+
+    Example:
+      >>> params = {"kernel": jnp.array([[3.0], [4.0]])}  # one neuron of magnitude 5
+      >>> state = muown(3e-4).init(params)
+      >>> optax.tree.get(state, "magnitude")["kernel"].tolist()
+      [[5.0]]
+    """
+    require_decay("b1", b1)
+    require_adam(adam_b1, adam_b2, eps)
+    layout = as_layout(neurons)
+    momentum = optax.chain(optax.scale(1 - b1), optax.trace(b1))
+    moments = adam(adam_b1, adam_b2, eps)
+    decay = decoupled_decay(weight_decay, weight_decay_mask)
+
+    def sizes(axes, tree):
+        size = lambda of, w: jnp.maximum(norm(widen(w), None, of.fan_in), LEAST)
+        return map_axes(size, axes, tree)
+
+    def orthogonal(of, m):
+        outputs, inputs = matrix_shape(of)
+        iterate = functools.partial(newton_schulz, steps=steps, eps=1e-7)
+        aspect = math.sqrt(max(1.0, outputs / max(inputs, 1)))
+        return aspect * on_matrices(iterate, of, m)
+
+    def init(params):
+        plain = unbox(params)
+        check_dtypes(plain)
+        axes = layout.resolve(plain)
+        size = sizes(axes, view(axes, plain))
+        size = box_numbers(size, params, lambda path: axes[path].names)
+        return MuownState(
+            step=jnp.zeros([], jnp.int32),
+            magnitude=size,
+            size=size,
+            direction=momentum.init(params),
+            moments=moments.init(size),
+            decay=decay.init(size),
+        )
+
+    def update(updates, state, params=None, **extra_args):
+        if params is None:
+            raise ValueError("muown needs the weights: pass params to update()")
+        plain, weights = unbox(updates), unbox(params)
+        magnitude, size = unbox(state.magnitude), unbox(state.size)
+        check_leaves(plain, magnitude, weights)
+        axes = layout.resolve(plain)
+        check_numbers(axes, magnitude, "the state")
+
+        grads, weights = (jax.tree.map(widen, view(axes, t)) for t in (plain, weights))
+        eta = learning_rate(state.step) if callable(learning_rate) else learning_rate
+        unit = jax.tree.map(jnp.divide, weights, magnitude)
+        inner = lambda of, g, n: jnp.sum(g * n, axis=of.fan_in, keepdims=True)
+        along = map_axes(inner, axes, grads, unit)
+        across = jax.tree.map(
+            lambda g, y, n, c, h: c / h * (g - y * n),
+            grads,
+            along,
+            unit,
+            magnitude,
+            size,
+        )
+        across = rebox(unview(axes, across), updates)
+        moved, direction = momentum.update(across, state.direction)
+        turned = map_axes(orthogonal, axes, view(axes, unbox(moved)))
+        turned = jax.tree.map(lambda h, n, o: h * n - eta * o, size, unit, turned)
+        size = sizes(axes, turned)
+
+        along = rebox(along, state.magnitude)
+        steps_, moved_ = moments.update(along, state.moments)
+        magnitude = jax.tree.map(lambda c, s: c - eta * s, magnitude, unbox(steps_))
+        boxed = rebox(magnitude, state.magnitude)
+        lost, decays = decay.update(optax.tree.zeros_like(boxed), state.decay, boxed)
+        magnitude = jax.tree.map(lambda c, d: c - eta * d, magnitude, unbox(lost))
+        new = jax.tree.map(
+            lambda c, z, h, w: c * z / h - w, magnitude, turned, size, weights
+        )
+        new = rebox(cast_like(unview(axes, new), plain), updates)
+        state_ = MuownState(
+            jnp.asarray(optax.safe_increment(state.step)),
+            rebox(magnitude, state.magnitude),
+            rebox(size, state.size),
+            direction,
+            moved_,
+            decays,
+        )
+        return new, cast_like(state_, state)
+
+    polar = optax.GradientTransformationExtraArgs(init, update)
+    other = learning_rate if adam_learning_rate is None else adam_learning_rate
+    decays = weight_decay, weight_decay_mask
+    return matrices_and_rest(
+        skip_nonfinite(polar, neurons=neurons),
+        descend(adam(adam_b1, adam_b2, eps), other, *decays),
+        neurons,
+        auxiliary,
+    )
