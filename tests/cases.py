@@ -3,63 +3,14 @@
 A new strategy is a row here, an oracle under ``reference`` and its composition.
 """
 
-import dataclasses
-import importlib
-from collections.abc import Callable, Mapping
-from typing import Any
-
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 import neuron_optax
-
-STEPS = 20
-SCHEDULE = lambda step: jnp.where(step < 7, 0.2, 0.05)  # exact, jitted or not
-SLOW = {"learning_rate": lambda step: jnp.where(step < 7, 2e-3, 5e-4)}
-
-# Flax layout; torch has the last axis first. A wrong axis fits the square kernel.
-SHAPES = {
-    "Dense_0": {"kernel": (3, 4), "bias": (4,)},
-    "Dense_1": {"kernel": (4, 4), "bias": (4,)},
-    "Conv_0": {"kernel": (3, 2, 2, 5), "bias": (5,)},
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """One strategy; ``build(learning_rate, neurons=, bias=, **hyperparameters)``.
-
-    Attributes:
-      build: the strategy.
-      oracle: ``module:Class`` under ``tests.reference``.
-      variants: arguments off their default, by name; given to both sides.
-      state: field of our state to key of the oracle's.
-      bias: whose rate a bias uses by default.
-      learning_rate: small enough for gradients that span six decades.
-      isolated: no neuron moves another, bit for bit.
-      coupled: variants in which neurons do move one another, by the mean of a layer.
-      permutation: permuting neurons permutes updates, bit for bit where isolated.
-      transposes: transposing a kernel and its layout transposes the update.
-      per_entry: the known optimizer it is where every entry is a neuron, and with
-        what off its default.
-      needs_params: whether ``update`` needs the weights.
-      alias: whether it is a public name, not a chain made here.
-    """
-
-    build: Callable[..., optax.GradientTransformationExtraArgs]
-    oracle: str
-    variants: Mapping[str, Mapping[str, Any]]
-    state: Mapping[str, str]
-    bias: str = "own"
-    learning_rate: float = 0.1
-    isolated: bool = True
-    coupled: frozenset[str] = frozenset({"redistribute", "redistribute_bounds"})
-    permutation: bool = True
-    transposes: bool = True
-    per_entry: tuple[Callable[..., Any], Mapping[str, Any]] | None = None
-    needs_params: bool = False
-    alias: bool = True
+from neuron_optax import FLAX
+from neuron_optax.strategies.lowrank import projection
+from tests.case import SCHEDULE, SLOW, Case
 
 
 def weight_norm_sgd(
@@ -71,6 +22,37 @@ def weight_norm_sgd(
         optax.add_decayed_weights(weight_decay),
         optax.scale_by_learning_rate(learning_rate),
     )
+
+
+def as_matrices(params):
+    """Say to Optax's Muon what the matrices of SHAPES are."""
+    axes = optax.contrib.MuonDimensionNumbers
+    return {
+        layer: {
+            "kernel": axes(tuple(range(of["kernel"].ndim - 1)), (-1,)),
+            "bias": None,
+        }
+        for layer, of in params.items()
+    }
+
+
+def projected(changed, name_of):
+    """Give the oracle of APOLLO the projections that ours draws."""
+    changed = dict(changed)
+    rank, seed = changed.pop("rank"), changed.pop("seed", 0)
+    period = changed.pop("period", 200)
+    per_tensor = changed.pop("channels", "larger") == "layer"
+
+    def projections(p, t):
+        shape = len(p), p[0].numel()
+        of = 1, min(rank, *shape), min(shape)
+        drawn = projection(
+            seed, (t - 1) // period, name_of[p], of, jnp.result_type(float)
+        )
+        tensor = p.new_tensor(np.asarray(drawn[0]))
+        return tensor if shape[0] < shape[1] else tensor.T
+
+    return {**changed, "projections": projections, "per_tensor": per_tensor}
 
 
 COMMON = {
@@ -90,6 +72,9 @@ NORMS = {  # the factors lie around 1.02
     "norm": {"norm": "rms"},
     "bias": {"bias": "own"},
 }
+
+TRUST = {"redistribute": True, "low": 0.3, "high": 1.5}
+LEARNED = {"redistribute": True, "low": 0.9, "high": 1.05}
 
 CASES = {
     "neuron_adagrad": Case(
@@ -143,6 +128,7 @@ CASES = {
         {"rate": "rate", "mu": "m", "nu": "v"},
         bias="kernel",
         needs_params=True,
+        by_weights=True,
     ),
     "weight_norm_sgd": Case(
         weight_norm_sgd,
@@ -153,6 +139,327 @@ CASES = {
         learning_rate=1e-3,
         alias=False,
         needs_params=True,
+        by_weights=True,
+    ),
+    "rowwise_adagrad": Case(
+        neuron_optax.rowwise_adagrad,
+        "rowwise_adagrad:RowwiseAdagrad",
+        {
+            "default": {},
+            "redistribute_bounds": SPREAD["redistribute_bounds"],
+            "changed": {
+                "initial_accumulator_value": 0.5,
+                "eps": 0.1,
+                "weight_decay": 0.1,
+            },
+            "l2": {"decay": "l2", "weight_decay": 0.1},
+            "eager": {"lazy": False, "weight_decay": 0.1},
+            "eager_l2": {"lazy": False, "decay": "l2", "weight_decay": 0.1},
+        },
+        {"memory": "acc", "rate": "rate"},
+        sparse=True,
+        per_entry=(
+            lambda learning_rate: optax.adagrad(learning_rate, 0.0, 1e-30),
+            {"eps": 1e-30},
+        ),
+    ),
+    "slim_adam": Case(
+        neuron_optax.slim_adam,
+        "slim_adam:SlimAdam",
+        {
+            "default": {},
+            "redistribute_bounds": SPREAD["redistribute_bounds"],
+            "changed": {"b1": 0.5, "b2": 0.6, "eps": 0.1, "weight_decay": 0.1},
+        },
+        {"memory": "v", "rate": "rate", "ema": "m"},
+        per_entry=(optax.adam, {}),
+    ),
+    "subset_norm_adam": Case(
+        neuron_optax.subset_norm_adam,
+        "subset_norm_adam:SubsetNormAdam",
+        {
+            "default": {},
+            "redistribute_bounds": SPREAD["redistribute_bounds"],
+            "changed": {"b1": 0.5, "b2": 0.6, "eps": 0.1, "weight_decay": 0.1},
+        },
+        {"memory": "v", "rate": "rate", "ema": "m"},
+        decays="otherwise",
+        per_entry=(
+            lambda learning_rate: optax.adam(learning_rate, eps=1e-30),
+            {"eps": 1e-30},
+        ),
+    ),
+    "neuron_sgd": Case(
+        neuron_optax.neuron_sgd,
+        "neuron_sgd:NeuronSGD",
+        {
+            "default": {},
+            "redistribute_bounds": SPREAD["redistribute_bounds"],
+            "changed": {"momentum": 0.5, "eps": 0.1, "weight_decay": 0.1},
+            "rmnp": {"norm": "l2", "nesterov": True, "shape_factor": "aspect"},
+            "scion": {"norm": "l2", "shape_factor": "fan_in"},
+        },
+        {"memory": "s", "rate": "rate", "trace": "M"},
+        per_entry=(optax.sign_sgd, {"momentum": 0.0}),
+    ),
+    "nero": Case(
+        neuron_optax.nero,
+        "nero:Nero",
+        {
+            "default": {},
+            "changed": {"decay": 0.5},
+            "redistribute_bounds": SPREAD["redistribute_bounds"],
+        },
+        {"memory": "v", "rate": "rate", "size": "S"},
+        learning_rate=0.01,
+        start=lambda params, neurons: neuron_optax.project_neurons(
+            params, neurons=neurons
+        ),
+        decays="never",
+        rests=False,
+        at_rest=1e-15,
+        needs_params=True,
+    ),
+    "neuron_lars": Case(
+        neuron_optax.neuron_lars,
+        "neuron_lars:NeuronLARS",
+        {
+            "default": {},
+            "redistribute_bounds": TRUST,
+            "changed": {
+                "trust_coefficient": 0.1,
+                "eps": 0.1,
+                "momentum": 0.5,
+                "weight_decay": 0.1,
+            },
+            "nesterov": {"nesterov": True},
+        },
+        {"rate": "rate"},
+        rests=False,
+        per_layer=(optax.lars, {}),
+        decays="otherwise",
+        needs_params=True,
+    ),
+    "neuron_lamb": Case(
+        neuron_optax.neuron_lamb,
+        "neuron_lamb:NeuronLAMB",
+        {
+            "default": {},
+            "redistribute_bounds": TRUST,
+            "changed": {"b1": 0.5, "b2": 0.6, "eps": 0.1, "weight_decay": 0.1},
+        },
+        {"rate": "rate", "mu": "m", "nu": "v"},
+        per_layer=(optax.lamb, {}),
+        decays="otherwise",
+        needs_params=True,
+    ),
+    "frequency_sgd": Case(
+        neuron_optax.frequency_sgd,
+        "frequency_sgd:FrequencySGD",
+        {
+            "default": {},
+            "redistribute_bounds": NORMS["redistribute"] | {"low": 0.9, "high": 1.1},
+            "changed": {"exponent": 1.0, "momentum": 0.5, "weight_decay": 0.1},
+            "decay": {"decay": 0.5},
+        },
+        {"memory": "c", "rate": "rate", "trace": "B"},
+        learning_rate=1e-3,
+        sparse=True,
+        per_entry=(optax.sgd, {"exponent": 0.0}),
+        per_layer=(optax.sgd, {"exponent": 0.0}),
+    ),
+    "frequency_adam": Case(
+        neuron_optax.frequency_adam,
+        "frequency_adam:FrequencyAdam",
+        {
+            "default": {},
+            "redistribute_bounds": NORMS["redistribute"] | {"low": 0.9, "high": 1.1},
+            "changed": {
+                "exponent": 1.0,
+                "b1": 0.5,
+                "b2": 0.6,
+                "eps": 0.1,
+                "weight_decay": 0.1,
+            },
+            "decay": {"decay": 0.5},
+        },
+        {"memory": "c", "rate": "rate", "mu": "m", "nu": "v"},
+        sparse=True,
+        per_entry=(optax.adam, {"exponent": 0.0}),
+        per_layer=(optax.adam, {"exponent": 0.0}),
+    ),
+    "hypergradient_sgd": Case(
+        neuron_optax.hypergradient_sgd,
+        "hypergradient_sgd:HypergradientSGD",
+        {
+            "default": {},
+            "redistribute_bounds": LEARNED,
+            "changed": {
+                "gain": 0.5,
+                "momentum": 0.5,
+                "weight_decay": 0.1,
+                "low": 0.8,
+                "high": 1.2,
+            },
+        },
+        {"memory": "a", "rate": "rate", "previous": "D"},
+        learning_rate=1e-3,
+        per_entry=(optax.sgd, {"gain": 0.0}),
+        per_layer=(optax.sgd, {"gain": 0.0}),
+    ),
+    "hypergradient_adam": Case(
+        neuron_optax.hypergradient_adam,
+        "hypergradient_adam:HypergradientAdam",
+        {
+            "default": {},
+            "redistribute_bounds": LEARNED,
+            "changed": {
+                "gain": 0.5,
+                "b1": 0.5,
+                "b2": 0.6,
+                "eps": 0.1,
+                "weight_decay": 0.1,
+            },
+        },
+        {"memory": "a", "rate": "rate", "previous": "D", "mu": "m", "nu": "v"},
+        per_entry=(optax.adam, {"gain": 0.0}),
+        per_layer=(optax.adam, {"gain": 0.0}),
+    ),
+    "delta_bar_delta": Case(
+        neuron_optax.delta_bar_delta,
+        "delta_bar_delta:DeltaBarDelta",
+        {
+            "default": {},
+            "redistribute_bounds": LEARNED,
+            "changed": {
+                "increase": 0.3,
+                "decrease": 0.4,
+                "smoothing": 0.2,
+                "weight_decay": 0.1,
+            },
+        },
+        {"memory": "a", "rate": "rate", "previous": "G"},
+        learning_rate=1e-3,
+        per_entry=(optax.sgd, {"increase": 0.0, "decrease": 0.0}),
+        per_layer=(optax.sgd, {"increase": 0.0, "decrease": 0.0}),
+    ),
+    "normuon": Case(
+        neuron_optax.normuon,
+        "normuon:NorMuon",
+        {
+            "default": {},
+            "redistribute_bounds": SPREAD["redistribute_bounds"],
+            "changed": {
+                "b1": 0.5,
+                "b2": 0.6,
+                "eps": 0.1,
+                "weight_decay": 0.1,
+                "adam_learning_rate": 0.01,
+                "adam_b1": 0.4,
+                "adam_b2": 0.3,
+                "adam_eps": 0.2,
+            },
+            "heavy_ball": {"nesterov": False},
+        },
+        {"memory": "v", "rate": "rate", "trace": "M", "mu": "m", "nu": "v"},
+        bias=None,
+        isolated=False,
+        granularities=("neuron",),
+        layer_tolerance=1e-9,
+        per_layer=(
+            lambda learning_rate: optax.contrib.muon(
+                learning_rate,
+                eps=1e-7,
+                nesterov=False,
+                adam_b2=0.95,
+                muon_weight_dimension_numbers=as_matrices,
+            ),
+            {
+                "matrices": FLAX,
+                "nesterov": False,
+                "adam_eps": 1e-7,
+                "adam_learning_rate": 0.1,
+            },
+        ),
+        given=lambda changed, name_of: (
+            {"adam_learning_rate": 0.015 * changed["learning_rate"]} | changed
+        ),
+    ),
+    "namo_d": Case(
+        neuron_optax.namo_d,
+        "namo_d:NamoD",
+        {
+            "default": {},
+            "changed": {
+                "b1": 0.5,
+                "b2": 0.6,
+                "eps": 0.1,
+                "clamp": 0.3,
+                "weight_decay": 0.1,
+                "adam_learning_rate": 0.01,
+                "adam_b1": 0.4,
+                "adam_b2": 0.3,
+                "adam_eps": 0.2,
+            },
+            "heavy_ball": {"nesterov": False},
+        },
+        {"memory": "V", "rate": "c", "trace": "M", "mu": "m", "nu": "v"},
+        bias=None,
+        isolated=False,
+        granularities=("neuron",),
+        decays="otherwise",
+        needs_params=True,
+    ),
+    "muown": Case(
+        neuron_optax.muown,
+        "muown:Muown",
+        {
+            "default": {},
+            "changed": {
+                "b1": 0.5,
+                "adam_b1": 0.4,
+                "adam_b2": 0.3,
+                "eps": 0.1,
+                "weight_decay": 0.1,
+                "adam_learning_rate": 0.01,
+            },
+        },
+        {"magnitude": "G", "size": "h", "trace": "M"},
+        bias=None,
+        isolated=False,
+        granularities=("neuron",),
+        numbers=("magnitude", "size"),
+        decays="otherwise",
+        rests=False,
+        at_rest=1e-15,
+        needs_params=True,
+    ),
+    "apollo": Case(
+        neuron_optax.apollo,
+        "apollo:Apollo",
+        {
+            "default": {"rank": 2},
+            "changed": {
+                "rank": 2,
+                "b1": 0.5,
+                "b2": 0.6,
+                "eps": 0.1,
+                "scale": 2.0,
+                "weight_decay": 0.1,
+                "period": 5,
+                "seed": 1,
+            },
+            "mini": {"rank": 1, "scale": 128.0, "channels": "layer"},
+        },
+        {"size": "prev"},
+        bias=None,
+        learning_rate=0.01,
+        isolated=False,
+        permutation=False,
+        granularities=("neuron",),
+        numbers=("rate", "size"),
+        decays="otherwise",
+        given=projected,
     ),
 }
 
@@ -165,32 +472,3 @@ def variants(names=None):
         for name, changed in case.variants.items()
         if names is None or name in names
     }
-
-
-def oracle(reference):
-    """Import an oracle; torch is imported with it."""
-    module, name = reference.split(":")
-    return getattr(importlib.import_module(f"tests.reference.{module}"), name)
-
-
-def draw(seed, scale=1.0):
-    """Draw a tree of SHAPES."""
-    rng = np.random.default_rng(seed)
-    return {
-        layer: {name: scale * rng.standard_normal(shape) for name, shape in of.items()}
-        for layer, of in SHAPES.items()
-    }
-
-
-def gradients(steps=STEPS):
-    """Draw gradients whose size spans six decades from neuron to neuron."""
-    return [
-        {
-            layer: {
-                name: np.logspace(-3, 3, leaf.shape[-1]) * leaf
-                for name, leaf in of.items()
-            }
-            for layer, of in draw(100 + step).items()
-        }
-        for step in range(steps)
-    ]

@@ -1,7 +1,12 @@
 """A rank that broadcasts by accident is an error; float64 comes by fixture."""
 
-import jax
-import pytest
+import os
+
+QUICK = "--xla_backend_optimization_level=0"  # quick to compile, slow to run
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK}".strip()
+
+import jax  # noqa: E402  after the flags that it reads
+import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 8)  # simulated, for meshes

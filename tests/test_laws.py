@@ -9,9 +9,11 @@ import optax
 import pytest
 
 import neuron_optax
-from tests.cases import CASES, SHAPES, draw, gradients, variants
+from tests.case import SHAPES, draw, gradients
+from tests.cases import CASES, variants
 
 STEPS = 5
+DISTURBANCE = 1e6, 0.0, -1e6, 1e6, -1e6
 TOLERANCE = 1e-12  # float64: the order of a sum over neurons or fan-in may change
 LAWFUL = ["default", "bounds", "redistribute", "redistribute_bounds", "bias", "norm"]
 ISOLATED = {
@@ -19,16 +21,19 @@ ISOLATED = {
     for name, row in variants(LAWFUL).items()
     if row[0].isolated and name.split("-")[1] not in row[0].coupled
 }
-COUPLED = {
-    name: row
-    for name, row in variants(LAWFUL).items()
-    if name.split("-")[1] in row[0].coupled
-}
+COUPLED = {name: row for name, row in variants(LAWFUL).items() if name not in ISOLATED}
 PERMUTED = {name: row for name, row in variants(LAWFUL).items() if row[0].permutation}
+NOT_PERMUTED = {n: row for n, row in variants(["default"]).items() if n not in PERMUTED}
 TRANSPOSED = {
     name: row for name, row in variants(["default"]).items() if row[0].transposes
 }
 KNOWN = {name: case for name, case in CASES.items() if case.per_entry}
+KNOWN_LAYERS = {name: case for name, case in CASES.items() if case.per_layer}
+PER_LAYER = {
+    name: row
+    for name, row in variants(["default"]).items()
+    if "layer" in row[0].granularities
+}
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -41,8 +46,9 @@ def rows(table):
 
 def trajectory(case, changed, grads, params, **options):
     """Return the params after every step."""
-    options = {"bias": case.bias, **options, **changed}
-    optimizer = case.build(**{"learning_rate": case.learning_rate, **options})
+    options = {"bias": case.bias, "neurons": neuron_optax.FLAX, **options}
+    optimizer = case.make(changed, **options)
+    params = case.start(params, options["neurons"])
     params = jax.tree.map(jnp.asarray, params)
     state, update, steps = optimizer.init(params), jax.jit(optimizer.update), []
     for g in grads:
@@ -52,16 +58,26 @@ def trajectory(case, changed, grads, params, **options):
     return steps
 
 
+def alone(known):
+    """Build an optimizer that has no neurons."""
+    return lambda learning_rate, neurons: known(learning_rate)
+
+
 def permuted(tree):
     """Reverse the neurons of every leaf."""
     return jax.tree.map(lambda leaf: leaf[..., ::-1], tree)
 
 
-def louder(tree):
-    """Multiply the gradients of the first neuron of every leaf by a million."""
+def louder(tree, size=1e6):
+    """Multiply the numbers of the first neuron of every leaf."""
     return jax.tree.map(
-        lambda leaf: leaf * np.where(np.arange(leaf.shape[-1]) == 0, 1e6, 1.0), tree
+        lambda leaf: leaf * np.where(np.arange(leaf.shape[-1]) == 0, size, 1.0), tree
     )
+
+
+def disturbed(grads):
+    """Change the size, the sign and the activity of the first neuron's gradients."""
+    return [louder(g, size) for g, size in zip(grads, DISTURBANCE, strict=True)]
 
 
 def others(tree):
@@ -82,25 +98,34 @@ def test_permuting_neurons_permutes_updates(case, changed):
     plain = trajectory(case, changed, gradients(STEPS), draw(1))
     grads = [permuted(g) for g in gradients(STEPS)]
     other = trajectory(case, changed, grads, permuted(draw(1)))
-    tolerance = TOLERANCE if changed.get("redistribute") else 0
-    agree([permuted(step) for step in plain], other, tolerance)
+    exact = case.isolated and not changed.get("redistribute")
+    agree([permuted(step) for step in plain], other, 0 if exact else TOLERANCE)
+
+
+@rows(NOT_PERMUTED)
+def test_where_permuting_neurons_is_not_promised_it_fails(case, changed):
+    *_, plain = trajectory(case, changed, gradients(STEPS), draw(1))
+    grads = [permuted(g) for g in gradients(STEPS)]
+    *_, other = trajectory(case, changed, grads, permuted(draw(1)))
+    moved = permuted(plain)["Conv_0"]["kernel"] - other["Conv_0"]["kernel"]
+    assert np.abs(moved).max() > 1e-6
 
 
 @rows(ISOLATED)
 def test_neurons_do_not_see_each_other(case, changed):
     plain = trajectory(case, changed, gradients(STEPS), draw(1))
-    other = trajectory(case, changed, [louder(g) for g in gradients(STEPS)], draw(1))
+    other = trajectory(case, changed, disturbed(gradients(STEPS)), draw(1))
     agree([others(step) for step in plain], [others(step) for step in other], 0)
     loud = louder(gradients(1)[0])["Dense_0"]["kernel"]
     assert not np.array_equal(loud[:, 0], gradients(1)[0]["Dense_0"]["kernel"][:, 0])
 
 
 @rows(COUPLED)
-def test_redistributed_neurons_do_see_each_other(case, changed):
+def test_where_isolation_is_not_promised_neurons_do_see_each_other(case, changed):
     grads = gradients(STEPS)
     plain = trajectory(case, changed, grads, draw(1))
-    weights = louder(draw(1)) if case.needs_params else draw(1)
-    grads = grads if case.needs_params else [louder(g) for g in grads]
+    weights = louder(draw(1)) if case.by_weights else draw(1)
+    grads = grads if case.by_weights else disturbed(grads)
     other = trajectory(case, changed, grads, weights)
     for layer in SHAPES:
         moved = others(plain[-1])[layer]["kernel"] - others(other[-1])[layer]["kernel"]
@@ -110,11 +135,12 @@ def test_redistributed_neurons_do_see_each_other(case, changed):
 @rows(TRANSPOSED)
 def test_transposing_a_kernel_and_its_layout_transposes_the_update(case, changed):
     turned = lambda tree: jax.tree.map(np.transpose, tree)
-    plain = trajectory(case, changed, gradients(STEPS), draw(1))
+    grads = gradients(STEPS, case.sparse)
+    plain = trajectory(case, changed, grads, draw(1))
     layout = neuron_optax.FLAX.override(
         {"kernel": neuron_optax.Neurons(output=(0,)), "bias": neuron_optax.Neurons(...)}
     )
-    grads = [turned(g) for g in gradients(STEPS)]
+    grads = [turned(g) for g in grads]
     other = trajectory(case, changed, grads, turned(draw(1)), neurons=layout)
     agree([turned(step) for step in other], plain, TOLERANCE)
     wrong = trajectory(case, changed, grads, turned(draw(1)), bias="own")
@@ -126,18 +152,35 @@ def test_transposing_a_kernel_and_its_layout_transposes_the_update(case, changed
 def test_one_neuron_per_entry_is_the_known_optimizer(case):
     known, changed = case.per_entry
     layout = neuron_optax.PER_ENTRY
-    actual = trajectory(case, changed, gradients(STEPS), draw(1), neurons=layout)
+    grads = gradients(STEPS, case.sparse)
+    actual = trajectory(case, changed, grads, draw(1), neurons=layout)
     twin = dataclasses.replace(
-        case, build=lambda learning_rate, bias: known(learning_rate)
+        case, build=lambda learning_rate, neurons: known(learning_rate), bias=None
     )
-    expected = trajectory(twin, {}, gradients(STEPS), draw(1))
+    expected = trajectory(twin, {}, grads, draw(1))
     agree(actual, expected, TOLERANCE)
-    per_neuron = trajectory(case, changed, gradients(STEPS), draw(1))
+    per_neuron = trajectory(case, {}, grads, draw(1))
     difference = per_neuron[-1]["Dense_0"]["kernel"] - expected[-1]["Dense_0"]["kernel"]
     assert np.abs(difference).max() > 1e-3
 
 
-@rows(variants(["default"]))
+@pytest.mark.parametrize("case", KNOWN_LAYERS.values(), ids=KNOWN_LAYERS)
+def test_one_neuron_per_layer_is_the_known_optimizer(case):
+    known, changed = case.per_layer
+    layout = neuron_optax.PER_LAYER
+    grads = gradients(STEPS, case.sparse)
+    actual = trajectory(case, changed, grads, draw(1), neurons=layout)
+    twin = dataclasses.replace(
+        case, build=lambda learning_rate, neurons: known(learning_rate), bias=None
+    )
+    expected = trajectory(twin, {}, grads, draw(1))
+    agree(actual, expected, case.layer_tolerance)
+    per_neuron = trajectory(case, {}, grads, draw(1))
+    difference = per_neuron[-1]["Dense_0"]["kernel"] - expected[-1]["Dense_0"]["kernel"]
+    assert np.abs(difference).max() > 1e-4
+
+
+@rows(PER_LAYER)
 def test_one_neuron_per_layer_is_a_neuron_with_all_its_entries(case, changed):
     grads, flat = gradients(STEPS), lambda tree: jax.tree.map(lambda x: x.ravel(), tree)
     column = lambda tree: jax.tree.map(  # a kernel has one rank more than its bias
@@ -161,7 +204,7 @@ def test_zero_gradients_and_zero_weights_give_finite_updates(case, changed):
     for params in (draw(1), zeros):
         steps = trajectory(case, changed, [zeros] * STEPS, params)
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(steps))
-        agree(steps[-1], params, 0)
+        agree(steps[-1], case.start(params, neuron_optax.FLAX), case.at_rest)
 
 
 @rows(variants(["default", "redistribute"]))
@@ -171,11 +214,10 @@ def test_a_neuron_that_is_never_active_stays_put_and_others_do_not(case, changed
     )
     grads = [mute(g) for g in gradients(STEPS)]
     *_, last = trajectory(case, changed, grads, draw(1))
-    for leaf, start in zip(
-        jax.tree.leaves(last), jax.tree.leaves(draw(1)), strict=True
-    ):
+    first = case.start(draw(1), neuron_optax.FLAX)
+    for leaf, start in zip(jax.tree.leaves(last), jax.tree.leaves(first), strict=True):
         assert np.isfinite(leaf).all()
-        np.testing.assert_array_equal(leaf[..., 0], start[..., 0])
+        agree(leaf[..., 0], start[..., 0], case.at_rest)
         assert (leaf != start)[..., 1:].all()
 
 
@@ -184,19 +226,20 @@ def test_a_neuron_that_is_never_active_stays_put_and_others_do_not(case, changed
 def test_dtype_in_is_dtype_out_and_numbers_per_neuron_have_32_bits(
     case, changed, dtype
 ):
-    options = {"learning_rate": case.learning_rate, "bias": case.bias, **changed}
-    optimizer = case.build(**options)
+    optimizer = case.make(changed, bias=case.bias)
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), draw(1))
-    updates, state = optimizer.update(params, optimizer.init(params), params)
-    neurons = optax.tree.get(state, "NeuronState")
+    state = optimizer.init(params)
+    updates, state = jax.eval_shape(optimizer.update, params, state, params)
+    found = [optax.tree.get_all_with_path(state, field) for field in case.numbers]
+    numbers = [tree for pairs in found for _, tree in pairs]
     wide = jnp.promote_types(dtype, jnp.float32)
     assert {leaf.dtype for leaf in jax.tree.leaves(updates)} == {jnp.dtype(dtype)}
-    assert {a.dtype for a in jax.tree.leaves((neurons.memory, neurons.rate))} == {wide}
+    assert {leaf.dtype for leaf in jax.tree.leaves(numbers)} == {wide}
 
 
 MASK = {layer: {"kernel": True, "bias": False} for layer in SHAPES}
 DECAYING = {
-    **{name: case.build for name, case in CASES.items() if case.alias},
+    **{name: c.build for name, c in CASES.items() if c.alias and c.decays == "before"},
     "layerwise": lambda rate, **given: neuron_optax.layerwise({"": rate}, **given),
     "layerwise_decay": lambda rate, **given: neuron_optax.layerwise_decay(
         rate, 1.0, [""], **given
@@ -220,6 +263,24 @@ def test_decay_follows_its_schedule_and_spares_what_its_mask_spares(build, mask)
         np.testing.assert_array_equal(masked[layer]["bias"], plain[layer]["bias"])
         decay = masked[layer]["kernel"] - plain[layer]["kernel"]
         np.testing.assert_allclose(decay, -0.1 * 0.5 * of["kernel"], rtol=1e-9)
+
+
+OTHERWISE = {
+    n: row for n, row in variants(["default"]).items() if row[0].decays == "otherwise"
+}
+
+
+@rows(OTHERWISE)
+def test_decay_of_another_order_spares_what_its_mask_spares(case, changed):
+    schedule = lambda step: jnp.where(step == 0, 0.5, 0.0)
+    decay = {"weight_decay": schedule, "weight_decay_mask": MASK}
+    once = gradients(1)
+    (plain,) = trajectory(case, changed, once, draw(1))
+    (masked,) = trajectory(case, changed | decay, once, draw(1))
+    for layer in SHAPES:
+        np.testing.assert_array_equal(masked[layer]["bias"], plain[layer]["bias"])
+        moved = masked[layer]["kernel"] - plain[layer]["kernel"]
+        assert np.abs(moved).min() > 0
 
 
 def test_layers_take_their_direction_and_the_first_pattern_that_matches():

@@ -10,7 +10,8 @@ import pytest
 from flax import linen
 
 import neuron_optax
-from tests.cases import CASES, oracle
+from tests.case import oracle
+from tests.cases import CASES
 
 torch = pytest.importorskip("torch")
 
@@ -53,8 +54,16 @@ class Twin(torch.nn.Module):
         return self.layers[-1](x)
 
 
-def oracle_of(name):
-    return lambda groups: oracle(CASES[name].oracle)(groups, RATE)
+def oracle_of(case):
+    def build(groups):
+        names = (f"{layer}/{leaf}" for layer in LAYERS for leaf in ("kernel", "bias"))
+        tensors = [tensor for group in groups for tensor in group["params"]]
+        name_of = dict(zip(tensors, names, strict=True))
+        changed = {"learning_rate": RATE, **case.variants["default"]}
+        given = dict(case.given(changed, name_of))
+        return oracle(case.oracle)(groups, given.pop("learning_rate"), **given)
+
+    return build
 
 
 def layerwise_oracle(groups):
@@ -68,7 +77,10 @@ def layerwise_decay_oracle(groups):
 
 RATES = {"Dense_0": 0.001, "Dense_1": 0.01, "Dense_2": 0.03}
 STRATEGIES = {
-    name: (lambda case=case: case.build(RATE), oracle_of(name))
+    name: (
+        lambda case=case: case.build(RATE, **case.variants["default"]),
+        oracle_of(case),
+    )
     for name, case in CASES.items()
 }
 STRATEGIES["layerwise"] = (

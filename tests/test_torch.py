@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import neuron_optax
-from tests.cases import SCHEDULE, draw, gradients
+from tests.case import SCHEDULE, draw, gradients
 
 torch = pytest.importorskip("torch")
 

@@ -60,6 +60,13 @@ def descend_then_decay(scaled, learning_rate, weight_decay, mask):
     return optax.chain(step, then)
 
 
+def times(rate: optax.ScalarOrSchedule, factor: Scalar) -> optax.ScalarOrSchedule:
+    """Return a multiple of a learning rate or of its schedule."""
+    if callable(rate):
+        return lambda step: jnp.asarray(rate(step)) * factor
+    return rate * factor
+
+
 def correct_late(b2: Scalar) -> optax.GradientTransformation:
     r"""Scale by :math:`\sqrt{1 - \beta_2^t}`, where eps is added before correcting."""
     return optax.scale_by_schedule(lambda step: jnp.sqrt(1 - widen(b2) ** (step + 1)))

@@ -169,12 +169,10 @@ def namo_d(
 
     columns = optax.GradientTransformationExtraArgs(init, update)
     other = learning_rate if adam_learning_rate is None else adam_learning_rate
-    decays = weight_decay, weight_decay_mask
+    decay_ = weight_decay, weight_decay_mask
     return matrices_and_rest(
         skip_nonfinite(columns, neurons=neurons),
-        descend(
-            adam(adam_b1, adam_b2, adam_eps), other, weight_decay, weight_decay_mask
-        ),
+        descend(adam(adam_b1, adam_b2, adam_eps), other, *decay_),
         neurons,
         auxiliary,
     )

@@ -10,7 +10,7 @@ import optax
 
 from neuron_optax.boxes import box_numbers, rebox, unbox
 from neuron_optax.core import NeuronState, move
-from neuron_optax.strategies.alias import Scalar, adam, decoupled_decay
+from neuron_optax.strategies.alias import Scalar, adam, decoupled_decay, times
 from neuron_optax.trees import (
     cast_like,
     check_dtypes,
@@ -180,7 +180,7 @@ def layerwise_decay(
 
     depths = reversed(range(len(layers)))
     rates = {
-        layer: _times(learning_rate, decay**depth)
+        layer: times(learning_rate, decay**depth)
         for layer, depth in zip(layers, depths, strict=True)
     }
     return layerwise(rates, default, direction, weight_decay, weight_decay_mask)
@@ -188,12 +188,6 @@ def layerwise_decay(
 
 def _no_names(names: tuple[Any, ...]) -> tuple[None, ...]:
     return (None,) * len(names)
-
-
-def _times(rate: optax.ScalarOrSchedule, factor: Scalar) -> optax.ScalarOrSchedule:
-    if callable(rate):
-        return lambda step: jnp.asarray(rate(step)) * factor
-    return rate * factor
 
 
 def _check_patterns(learning_rates, default, params):

@@ -42,13 +42,13 @@ class Remembered(NamedTuple):
     """State of a direction and what the next gradient is compared with.
 
     Attributes:
-      direction: state of the direction.
-      memory: state of what turns gradients into the remembered tree.
+      inner: state of the direction.
+      remember: state of what turns gradients into the remembered tree.
       previous: the remembered tree, like the params.
     """
 
-    direction: optax.OptState
-    memory: optax.OptState
+    inner: optax.OptState
+    remember: optax.OptState
     previous: Any
 
 
@@ -104,9 +104,9 @@ def scale_by_agreement(
         return Remembered(inner.init(params), memory.init(params), zeros)
 
     def update(updates, state, previous=None, *, weights=None, **extra_args):
-        moved, of_inner = inner.update(updates, state.direction, weights, **extra_args)
+        moved, of_inner = inner.update(updates, state.inner, weights, **extra_args)
         kept = updates if remember else moved
-        kept, of_memory = memory.update(kept, state.memory, weights, **extra_args)
+        kept, of_memory = memory.update(kept, state.remember, weights, **extra_args)
         return moved, Remembered(of_inner, of_memory, kept)
 
     scaled = scale_per_neuron(

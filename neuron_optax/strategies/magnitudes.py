@@ -39,7 +39,8 @@ class MuownState(NamedTuple):
 
     Attributes:
       step: number of updates so far, int32.
-      magnitude: :math:`\gamma`, one number per neuron, fan-in axes at length 1.
+      magnitude: :math:`\gamma`, one number per neuron, fan-in axes at length 1; 0
+        before the first step.
       size: :math:`h`, the norms of the directions, likewise.
       direction: state of the momentum of the directions.
       moments: Adam's state of the magnitudes.
@@ -116,9 +117,11 @@ def muown(
 
     Example:
       >>> params = {"kernel": jnp.array([[3.0], [4.0]])}  # one neuron of magnitude 5
-      >>> state = muown(3e-4).init(params)
-      >>> optax.tree.get(state, "magnitude")["kernel"].tolist()
-      [[5.0]]
+      >>> optimizer = muown(0.1)
+      >>> state = optimizer.init(params)
+      >>> _, state = optimizer.update(params, state, params)
+      >>> round(optax.tree.get(state, "magnitude")["kernel"].item(), 3)
+      4.9
     """
     require_decay("b1", b1)
     require_adam(adam_b1, adam_b2, eps)
@@ -141,7 +144,8 @@ def muown(
         plain = unbox(params)
         check_dtypes(plain)
         axes = layout.resolve(plain)
-        size = sizes(axes, view(axes, plain))
+        blank = jax.eval_shape(lambda p: sizes(axes, view(axes, p)), plain)
+        size = jax.tree.map(jnp.zeros_like, blank)
         size = box_numbers(size, params, lambda path: axes[path].names)
         return MuownState(
             step=jnp.zeros([], jnp.int32),
@@ -162,6 +166,9 @@ def muown(
         check_numbers(axes, magnitude, "the state")
 
         grads, weights = (jax.tree.map(widen, view(axes, t)) for t in (plain, weights))
+        first = lambda old, now: jnp.where(state.step == 0, now, old)
+        norms = sizes(axes, weights)
+        magnitude, size = (jax.tree.map(first, t, norms) for t in (magnitude, size))
         eta = learning_rate(state.step) if callable(learning_rate) else learning_rate
         unit = jax.tree.map(jnp.divide, weights, magnitude)
         inner = lambda of, g, n: jnp.sum(g * n, axis=of.fan_in, keepdims=True)

@@ -149,8 +149,8 @@ def nero(
       w \leftarrow P\big( w - \eta\, \sigma\, g_t / \sqrt{\hat v_t} \big)
 
     with :math:`P` of `project_neurons` and :math:`\sigma` the mean norm that the
-    neurons of the leaf had at ``init``, after projection: 1, or of a bias its mean
-    size, or 0.01 if that is 0.
+    neurons of the leaf had at the first step, after projection: 1, or of a bias its
+    mean size, or 0.01 if that is 0.
 
     The projection is the last member of the chain. Nothing may be chained after it, or
     the weights leave the surface. Start from ``project_neurons(params)``; other weights
@@ -209,7 +209,8 @@ class InitialNormState(NamedTuple):
     """State of `scale_by_initial_norm`.
 
     Attributes:
-      size: mean norm of a layer's neurons at the start; axes but stacks at length 1.
+      size: mean norm of a layer's neurons at the start, 0 before the first step; axes
+        but stacks at length 1.
     """
 
     size: Any
@@ -218,7 +219,7 @@ class InitialNormState(NamedTuple):
 def scale_by_initial_norm(
     *, neurons: NeuronsLike = FLAX
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Scale by the mean norm of a layer's projected neurons at ``init``.
+    r"""Scale by the mean norm that a layer's projected neurons had at the first step.
 
     Args:
       neurons: the axes that index the neurons, by leaf.
@@ -228,12 +229,12 @@ def scale_by_initial_norm(
 
     Raises:
       TypeError: at ``init``, for a leaf that is not floating or complex.
-      ValueError: as `scale_per_neuron`.
+      ValueError: as `scale_per_neuron`; at ``update``, if ``params`` is ``None``.
 
     Example:
       >>> bias = jnp.array([3.0, -1.0])
       >>> optimizer = scale_by_initial_norm()
-      >>> optimizer.update(jnp.ones(2), optimizer.init(bias))[0].tolist()
+      >>> optimizer.update(jnp.ones(2), optimizer.init(bias), bias)[0].tolist()
       [2.0, 2.0]
     """
     layout = as_layout(neurons)
@@ -247,15 +248,21 @@ def scale_by_initial_norm(
         plain = unbox(params)
         check_dtypes(plain)
         axes = layout.resolve(plain)
-        sizes = map_axes(measure, axes, view(axes, plain))
+        measured = lambda weights: map_axes(measure, axes, view(axes, weights))
+        sizes = jax.tree.map(jnp.zeros_like, jax.eval_shape(measured, plain))
         names = lambda path: axes[path].layer.names
         return InitialNormState(box_numbers(sizes, params, names))
 
     def update(updates, state, params=None, **extra_args):
-        plain, size = unbox(updates), unbox(state.size)
-        check_leaves(plain, size, unbox(params))
+        if params is None:
+            raise ValueError("the size of the weights is needed: pass params")
+        plain, size, weights = unbox(updates), unbox(state.size), unbox(params)
+        check_leaves(plain, size, weights)
         axes = layout.resolve(plain)
+        first = map_axes(measure, axes, view(axes, weights))
+        size = jax.tree.map(lambda s, f: jnp.where(s == 0, f, s), size, first)
         scaled = jax.tree.map(jnp.multiply, size, view(axes, plain))
-        return rebox(cast_like(unview(axes, scaled), plain), updates), state
+        scaled = rebox(cast_like(unview(axes, scaled), plain), updates)
+        return scaled, InitialNormState(rebox(size, state.size))
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -25,6 +25,7 @@ from neuron_optax.strategies.alias import (
     matrices_and_rest,
     require_adam,
     shaped,
+    times,
 )
 
 
@@ -111,7 +112,7 @@ def normuon(
     weight_decay: optax.ScalarOrSchedule = 0.0,
     weight_decay_mask: Any = None,
     *,
-    adam_learning_rate: optax.ScalarOrSchedule = 3e-4,
+    adam_learning_rate: optax.ScalarOrSchedule | None = None,
     adam_b1: Scalar = 0.9,
     adam_b2: Scalar = 0.95,
     adam_eps: Scalar = 1e-10,
@@ -137,7 +138,8 @@ def normuon(
       weight_decay: :math:`\lambda`, multiplied by the learning rate of the leaf.
       weight_decay_mask: what decays, a tree of booleans or a function of the params
         (in ``static_args`` under ``optax.inject_hyperparams``).
-      adam_learning_rate: of the leaves that AdamW trains; scalar or schedule.
+      adam_learning_rate: of the leaves that AdamW trains; ``None`` for 0.015 times
+        :math:`\eta`, the authors' 3e-4 beside 0.02.
       adam_b1: decay of its first moment, in ``[0, 1)``.
       adam_b2: decay of its second moment, in ``[0, 1)``.
       adam_eps: added to the root of its second moment, in units of the gradient.
@@ -189,10 +191,12 @@ def normuon(
         high=high,
         redistribute=redistribute,
     )
+    authors = times(learning_rate, 0.015)
+    other = authors if adam_learning_rate is None else adam_learning_rate
     decay = weight_decay, weight_decay_mask
     return matrices_and_rest(
         descend(scaled, learning_rate, *decay),
-        descend(adam(adam_b1, adam_b2, adam_eps), adam_learning_rate, *decay),
+        descend(adam(adam_b1, adam_b2, adam_eps), other, *decay),
         neurons if matrices is None else matrices,
         auxiliary,
     )
