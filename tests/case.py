@@ -54,8 +54,9 @@ class Case:
       sparse: whether neurons are active in some steps only.
       start: turns drawn weights into those to start from, given ``neurons``.
       numbers: fields of the state with one number per neuron.
-      given: turns what is off its default into the arguments of the oracle, given the
-        name of each of its tensors.
+      given: turns what is off its default into the arguments of the oracle.
+      on_adam: whether it has Optax's Adam for a direction, whose eps is 0 in float16.
+      on_surface: whether its weights keep their norm, so that not every loss falls.
       tolerance: of parity, where it is not rounding alone.
     """
 
@@ -82,7 +83,9 @@ class Case:
     sparse: bool = False
     start: Callable[..., Any] = lambda params, neurons: params
     numbers: tuple[str, ...] = NUMBERS
-    given: Callable[..., Mapping[str, Any]] = lambda changed, name_of: changed
+    given: Callable[..., Mapping[str, Any]] = lambda changed: changed
+    on_adam: bool = False
+    on_surface: bool = False
     tolerance: float = 1e-12
 
     def make(self, changed, **options):

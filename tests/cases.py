@@ -36,7 +36,7 @@ def as_matrices(params):
     }
 
 
-def projected(changed, name_of):
+def projected(changed):
     """Give the oracle of APOLLO the projections that ours draws."""
     changed = dict(changed)
     rank, seed = changed.pop("rank"), changed.pop("seed", 0)
@@ -46,9 +46,7 @@ def projected(changed, name_of):
     def projections(p, t):
         shape = len(p), p[0].numel()
         of = 1, min(rank, *shape), min(shape)
-        drawn = projection(
-            seed, (t - 1) // period, name_of[p], of, jnp.result_type(float)
-        )
+        drawn = projection(seed, (t - 1) // period, of, jnp.result_type(float))
         tensor = p.new_tensor(np.asarray(drawn[0]))
         return tensor if shape[0] < shape[1] else tensor.T
 
@@ -129,6 +127,7 @@ CASES = {
         bias="kernel",
         needs_params=True,
         by_weights=True,
+        on_adam=True,
     ),
     "weight_norm_sgd": Case(
         weight_norm_sgd,
@@ -217,6 +216,7 @@ CASES = {
         ),
         decays="never",
         rests=False,
+        on_surface=True,
         at_rest=1e-15,
         needs_params=True,
     ),
@@ -287,6 +287,7 @@ CASES = {
         sparse=True,
         per_entry=(optax.adam, {"exponent": 0.0}),
         per_layer=(optax.adam, {"exponent": 0.0}),
+        on_adam=True,
     ),
     "hypergradient_sgd": Case(
         neuron_optax.hypergradient_sgd,
@@ -324,6 +325,7 @@ CASES = {
         {"memory": "a", "rate": "rate", "previous": "D", "mu": "m", "nu": "v"},
         per_entry=(optax.adam, {"gain": 0.0}),
         per_layer=(optax.adam, {"gain": 0.0}),
+        on_adam=True,
     ),
     "delta_bar_delta": Case(
         neuron_optax.delta_bar_delta,
@@ -381,9 +383,10 @@ CASES = {
                 "adam_learning_rate": 0.1,
             },
         ),
-        given=lambda changed, name_of: (
+        given=lambda changed: (
             {"adam_learning_rate": 0.015 * changed["learning_rate"]} | changed
         ),
+        on_adam=True,
     ),
     "namo_d": Case(
         neuron_optax.namo_d,
@@ -409,6 +412,7 @@ CASES = {
         granularities=("neuron",),
         decays="otherwise",
         needs_params=True,
+        on_adam=True,
     ),
     "muown": Case(
         neuron_optax.muown,
@@ -433,6 +437,7 @@ CASES = {
         rests=False,
         at_rest=1e-15,
         needs_params=True,
+        on_adam=True,
     ),
     "apollo": Case(
         neuron_optax.apollo,

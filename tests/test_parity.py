@@ -58,9 +58,7 @@ def theirs(case, changed, layout, view, bias, steps=STEPS):
     """Yield parameters and state of the oracle after every step, as trees like ours."""
     tensor = lambda leaf: torch.tensor(view(in_torch(leaf)))
     params = jax.tree.map(tensor, start(case, layout))
-    name_of = {t: f"{layer}/{n}" for layer, of in params.items() for n, t in of.items()}
-    changed = {"learning_rate": case.learning_rate, **changed}
-    changed = dict(case.given(changed, name_of))
+    changed = dict(case.given({"learning_rate": case.learning_rate, **changed}))
     rate = changed.pop("learning_rate")
     rate = rate if callable(rate) else optax.constant_schedule(rate)
     if case.bias == "kernel":

@@ -7,6 +7,7 @@ from neuron_optax.axes import FLAX, Layout, MatrixAxes, Neurons, as_layout
 from neuron_optax.boxes import unbox
 from neuron_optax.projections.stateless import changed
 from neuron_optax.statistics import sum_square, touched
+from neuron_optax.trees import cast_like
 
 
 def skip_nonfinite(
@@ -22,7 +23,7 @@ def skip_nonfinite(
       neurons: the axes that index the neurons, by leaf.
 
     Returns:
-      A transformation with the state of ``inner``.
+      A transformation with the state of ``inner``, whose dtypes stay as they are.
 
     Raises:
       ValueError: as `scale_per_neuron`.
@@ -46,8 +47,8 @@ def skip_nonfinite(
 
     def update(updates, state, params=None, **extra_args):
         clean = changed(where_finite, layout, updates, updates)
-        new, state = inner.update(clean, state, params, **extra_args)
-        return changed(where_finite, layout, new, updates), state
+        new, moved = inner.update(clean, state, params, **extra_args)
+        return changed(where_finite, layout, new, updates), cast_like(moved, state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -11,7 +11,7 @@ from neuron_optax.accumulators import require_decay
 from neuron_optax.axes import Layout, MatrixAxes, Neurons, as_layout
 from neuron_optax.boxes import is_box, unbox
 from neuron_optax.numerics import widen
-from neuron_optax.projections import is_matrix
+from neuron_optax.projections import is_matrix, skip_nonfinite
 from neuron_optax.rates import Rate, bounded, redistributed, require_positive
 from neuron_optax.trees import map_named
 
@@ -85,7 +85,9 @@ def matrices_and_rest(matrices, rest, neurons: NeuronsLike, auxiliary: str):
 
         return map_named(label, params, is_leaf=is_box)
 
-    return optax.partition({"matrix": matrices, "rest": rest}, labels)
+    both = {"matrix": matrices, "rest": rest}
+    guarded = {k: skip_nonfinite(v, neurons=neurons) for k, v in both.items()}
+    return optax.partition(guarded, labels)
 
 
 def adam(

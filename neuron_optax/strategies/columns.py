@@ -17,7 +17,6 @@ from neuron_optax.projections import (
     matrix_shape,
     newton_schulz,
     on_matrices,
-    skip_nonfinite,
 )
 from neuron_optax.rates import require_positive
 from neuron_optax.statistics import sum_square
@@ -171,7 +170,7 @@ def namo_d(
     other = learning_rate if adam_learning_rate is None else adam_learning_rate
     decay_ = weight_decay, weight_decay_mask
     return matrices_and_rest(
-        skip_nonfinite(columns, neurons=neurons),
+        columns,
         descend(adam(adam_b1, adam_b2, adam_eps), other, *decay_),
         neurons,
         auxiliary,

@@ -1,6 +1,5 @@
 """Rates from an Adam that sees the gradient through a random projection."""
 
-import zlib
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -15,7 +14,6 @@ from neuron_optax.numerics import root, widen
 from neuron_optax.projections import (
     from_matrices,
     matrix_shape,
-    skip_nonfinite,
     to_matrices,
 )
 from neuron_optax.rates import inverse_root, require_positive
@@ -29,7 +27,7 @@ from neuron_optax.strategies.alias import (
     matrices_and_rest,
     require_adam,
 )
-from neuron_optax.trees import cast_like, check_dtypes, check_leaves, map_named
+from neuron_optax.trees import cast_like, check_dtypes, check_leaves
 
 Channels = Literal["larger", "neuron", "layer"]
 
@@ -53,23 +51,22 @@ class ApolloState(NamedTuple):
 
 
 def projection(
-    seed: int, epoch: jax.Array | int, path: str, shape: tuple[int, ...], dtype: Any
+    seed: int, epoch: jax.Array | int, shape: tuple[int, ...], dtype: Any
 ) -> jax.Array:
-    """Draw the projection of one leaf, normal numbers over the root of the rank.
+    """Draw the projection of all leaves of one shape, normal over the root of the rank.
 
     Args:
-      seed: of all leaves.
-      epoch: how often they were drawn before.
-      path: of the leaf.
+      seed: of all shapes.
+      epoch: how often it was drawn before.
       shape: (copies, rank, smaller side).
       dtype: of the projection.
 
     Example:
-      >>> projection(0, 0, "kernel", (1, 2, 3), jnp.float32).shape
+      >>> projection(0, 0, (1, 2, 3), jnp.float32).shape
       (1, 2, 3)
     """
-    key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(path.encode()))
-    drawn = jax.random.normal(jax.random.fold_in(key, epoch), shape, dtype)
+    key = jax.random.fold_in(jax.random.key(seed), epoch)
+    drawn = jax.random.normal(key, shape, dtype)
     return drawn / jnp.sqrt(jnp.asarray(shape[1], dtype))
 
 
@@ -156,12 +153,12 @@ def scale_by_apollo(
         axes = layout.resolve(plain)
 
         def blank(of, leaf):
-            side = jax.eval_shape(lambda x: turned(of, to_matrices(of, x)), leaf)
+            side = turned(of, to_matrices(of, widen(leaf)))
             copies, low, _ = shape(of, side)
-            dtype = jnp.promote_types(side.dtype, jnp.float32)
-            return jnp.zeros((copies, low, side.shape[-1]), dtype)
+            return jnp.zeros((copies, low, side.shape[-1]), side.dtype)
 
-        mu = map_axes(blank, axes, view(axes, plain))
+        blanks = lambda tree: map_axes(blank, axes, view(axes, tree))
+        mu = jax.tree.map(jnp.zeros_like, jax.eval_shape(blanks, plain))
         nu = jax.tree.map(lambda m: jnp.zeros(m.shape, jnp.finfo(m.dtype).dtype), mu)
         return ApolloState(
             step=jnp.zeros([], jnp.int32),
@@ -178,12 +175,12 @@ def scale_by_apollo(
         seen = jax.tree.map(widen, view(axes, plain))
         grads = map_axes(lambda of, g: turned(of, to_matrices(of, g)), axes, seen)
 
-        def project(path, g):
-            of, epoch = shape(axes[path], g), state.step // period
-            return projection(seed, epoch, path, of, jnp.finfo(g.dtype).dtype) @ g
+        def project(of, g):
+            dtype = jnp.finfo(g.dtype).dtype
+            return projection(seed, state.step // period, shape(of, g), dtype) @ g
 
         with jax.default_matmul_precision("highest"):
-            low = map_named(project, grads)
+            low = map_axes(project, axes, grads)
         square = lambda r: jnp.real(jnp.conj(r) * r)
         mu = jax.tree.map(lambda m, r: b1 * m + (1 - b1) * r, state.mu, low)
         nu = jax.tree.map(lambda v, r: b2 * v + (1 - b2) * square(r), state.nu, low)
@@ -304,7 +301,7 @@ def apollo(
     )
     first = lambda step: 1 / (1 - widen(b1) ** (step + 1))
     scaled = optax.chain(
-        skip_nonfinite(scaled, neurons=neurons),
+        scaled,
         optax.scale_by_schedule(first),
         correct_late(b2),
     )

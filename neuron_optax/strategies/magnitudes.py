@@ -16,7 +16,6 @@ from neuron_optax.projections import (
     matrix_shape,
     newton_schulz,
     on_matrices,
-    skip_nonfinite,
 )
 from neuron_optax.statistics import norm
 from neuron_optax.strategies.alias import (
@@ -145,15 +144,15 @@ def muown(
         check_dtypes(plain)
         axes = layout.resolve(plain)
         blank = jax.eval_shape(lambda p: sizes(axes, view(axes, p)), plain)
-        size = jax.tree.map(jnp.zeros_like, blank)
-        size = box_numbers(size, params, lambda path: axes[path].names)
+        names = lambda path: axes[path].names
+        zeros = lambda: box_numbers(jax.tree.map(jnp.zeros_like, blank), params, names)
         return MuownState(
             step=jnp.zeros([], jnp.int32),
-            magnitude=size,
-            size=size,
+            magnitude=zeros(),
+            size=zeros(),
             direction=momentum.init(params),
-            moments=moments.init(size),
-            decay=decay.init(size),
+            moments=moments.init(zeros()),
+            decay=decay.init(zeros()),
         )
 
     def update(updates, state, params=None, **extra_args):
@@ -171,8 +170,9 @@ def muown(
         magnitude, size = (jax.tree.map(first, t, norms) for t in (magnitude, size))
         eta = learning_rate(state.step) if callable(learning_rate) else learning_rate
         unit = jax.tree.map(jnp.divide, weights, magnitude)
-        inner = lambda of, g, n: jnp.sum(g * n, axis=of.fan_in, keepdims=True)
-        along = map_axes(inner, axes, grads, unit)
+        product = jax.tree.map(lambda g, n: jnp.real(jnp.conj(n) * g), grads, unit)
+        inner = lambda of, p: jnp.sum(p, axis=of.fan_in, keepdims=True)
+        along = map_axes(inner, axes, product)
         across = jax.tree.map(
             lambda g, y, n, c, h: c / h * (g - y * n),
             grads,
@@ -211,7 +211,7 @@ def muown(
     other = learning_rate if adam_learning_rate is None else adam_learning_rate
     decays = weight_decay, weight_decay_mask
     return matrices_and_rest(
-        skip_nonfinite(polar, neurons=neurons),
+        polar,
         descend(adam(adam_b1, adam_b2, eps), other, *decays),
         neurons,
         auxiliary,

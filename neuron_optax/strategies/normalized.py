@@ -241,7 +241,8 @@ def scale_by_initial_norm(
 
     def measure(of, weights):
         norms = l2(projected(widen(weights), of), None, of.fan_in)
-        size = jnp.mean(norms, axis=of.output, keepdims=True)
+        count = math.prod(of.view[axis] for axis in of.output)
+        size = jnp.sum(norms, axis=of.output, keepdims=True) / max(count, 1)
         return jnp.where(size == 0, 0.01, size)
 
     def init(params):
