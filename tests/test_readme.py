@@ -5,6 +5,14 @@ import io
 import pathlib
 import re
 
+import jax
+import jax.numpy as jnp
+import pytest
+
+import neuron_optax
+from neuron_optax import strategies
+from tests.cases import CASES
+
 README = pathlib.Path(__file__).parents[1] / "README.md"
 
 
@@ -25,3 +33,31 @@ def test_what_the_readme_names_is_there():
     text = README.read_text()
     for path in re.findall(r"(?:examples|tests|benchmarks)/[\w/]+\.\w+", text):
         assert (README.parent / path).exists(), path
+
+
+FIXED = {
+    "layerwise": lambda: neuron_optax.layerwise({"": 0.1}),
+    "layerwise_decay": lambda: neuron_optax.layerwise_decay(0.1, 0.5, [""]),
+}
+ALIASES = FIXED | {
+    name: lambda case=case: case.build(0.1)
+    for name, case in CASES.items()
+    if case.alias
+}
+KERNEL = {"Dense_0": {"kernel": jax.ShapeDtypeStruct((1024, 1024), jnp.float32)}}
+
+
+@pytest.mark.parametrize("name", ALIASES)
+def test_both_tables_of_strategies_say_how_many_bytes_each_keeps(name):
+    state = jax.eval_shape(ALIASES[name]().init, KERNEL)
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    expected = f"{size / 1024**2:.2f}"
+    (row,) = re.findall(rf"^\| `{name}` \|(.*)\|$", README.read_text(), re.M)
+    assert row.split("|")[4].strip() == expected
+    first, second = re.findall(rf"^ *{name} +(.*)$", strategies.__doc__, re.M)
+    assert first.split()[-1] == expected and second
+
+
+def test_the_tables_name_no_strategy_that_is_not_there():
+    named = re.findall(r"^\| `(\w+)` \|", README.read_text(), re.M)
+    assert sorted(named) == sorted(ALIASES)

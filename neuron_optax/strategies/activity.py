@@ -4,7 +4,7 @@ from typing import Any
 
 import optax
 
-from neuron_optax.accumulators import average, ema, require_decay
+from neuron_optax.accumulators import average, ema
 from neuron_optax.axes import FLAX
 from neuron_optax.core import scale_per_neuron
 from neuron_optax.numerics import require_number
@@ -16,6 +16,7 @@ from neuron_optax.strategies.alias import (
     Scalar,
     adam,
     descend,
+    heavy_ball,
     require_adam,
     shaped,
 )
@@ -141,12 +142,11 @@ def frequency_sgd(
       >>> [round(float(u), 4) for u in update[0]]
       [-0.1, -0.2]
     """
-    require_decay("momentum", momentum)
     scaled = scale_by_frequency(
         exponent,
         decay=decay,
         neurons=neurons,
-        direction=optax.trace(momentum),
+        direction=heavy_ball(momentum),
         bias=bias,
         low=low,
         high=high,

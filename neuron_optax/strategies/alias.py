@@ -90,6 +90,16 @@ def matrices_and_rest(matrices, rest, neurons: NeuronsLike, auxiliary: str):
     return optax.partition(guarded, labels)
 
 
+def heavy_ball(
+    momentum: Scalar, nesterov: bool = False
+) -> optax.GradientTransformation:
+    """Return momentum; without any, nothing is remembered."""
+    require_decay("momentum", momentum)
+    if isinstance(momentum, int | float) and momentum == 0:
+        return optax.identity()
+    return optax.trace(momentum, nesterov)
+
+
 def adam(
     b1: Scalar = 0.9, b2: Scalar = 0.999, eps: Scalar = 1e-8
 ) -> optax.GradientTransformation:

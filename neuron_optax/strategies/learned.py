@@ -1,9 +1,12 @@
 """Learned rates: they grow where successive steps agree, and shrink elsewhere."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array
 
 from neuron_optax.accumulators import (
     Accumulator,
@@ -21,6 +24,7 @@ from neuron_optax.strategies.alias import (
     Scalar,
     adam,
     descend,
+    heavy_ball,
     require_adam,
     shaped,
 )
@@ -43,12 +47,10 @@ class Remembered(NamedTuple):
 
     Attributes:
       inner: state of the direction.
-      remember: state of what turns gradients into the remembered tree.
       previous: the remembered tree, like the params.
     """
 
     inner: optax.OptState
-    remember: optax.OptState
     previous: Any
 
 
@@ -59,7 +61,7 @@ def scale_by_agreement(
     *,
     neurons: NeuronsLike = FLAX,
     direction: optax.GradientTransformation | None = None,
-    remember: optax.GradientTransformation | None = None,
+    remember: Callable[[Array, Array], Array] | None = None,
     bias: Bias = "own",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Scale a direction by how a neuron's gradient agrees with those before.
@@ -73,8 +75,8 @@ def scale_by_agreement(
       neurons: the axes that index the neurons, by leaf.
       direction: what is scaled, without sign and learning rate; ``None`` for the
         update itself.
-      remember: what of the gradients the next is compared with; ``None`` for the
-        direction. It starts at zero.
+      remember: ``remember(previous, update)``, what the next gradient is compared
+        with, from zero; ``None`` for the direction.
       bias: whose factor a bias uses, see `scale_per_neuron`.
 
     Returns:
@@ -97,17 +99,16 @@ def scale_by_agreement(
       1.5
     """
     inner = optax.with_extra_args_support(direction or optax.identity())
-    memory = optax.with_extra_args_support(remember or optax.identity())
 
     def init(params):
-        zeros = optax.tree.zeros_like(params)
-        return Remembered(inner.init(params), memory.init(params), zeros)
+        return Remembered(inner.init(params), optax.tree.zeros_like(params))
 
     def update(updates, state, previous=None, *, weights=None, **extra_args):
         moved, of_inner = inner.update(updates, state.inner, weights, **extra_args)
-        kept = updates if remember else moved
-        kept, of_memory = memory.update(kept, state.remember, weights, **extra_args)
-        return moved, Remembered(of_inner, of_memory, kept)
+        if remember is None:
+            return moved, Remembered(of_inner, moved)
+        kept = jax.tree.map(remember, state.previous, updates)
+        return moved, Remembered(of_inner, kept)
 
     scaled = scale_per_neuron(
         statistic,
@@ -181,13 +182,12 @@ def hypergradient_sgd(
       -0.15
     """
     require_decay("gain", gain)
-    require_decay("momentum", momentum)
     scaled = scale_by_agreement(
         cosine,
         compounded(gain, low, high),
         shaped(identity(), low, high, redistribute),
         neurons=neurons,
-        direction=optax.trace(momentum),
+        direction=heavy_ball(momentum),
         bias=bias,
     )
     return descend(scaled, learning_rate, weight_decay, weight_decay_mask)
@@ -329,7 +329,7 @@ def delta_bar_delta(
         stepwise(increase, decrease, low, high),
         shaped(identity(), low, high, redistribute),
         neurons=neurons,
-        remember=optax.ema(smoothing, debias=False),
+        remember=lambda mean, g: smoothing * mean + (1 - smoothing) * g,
         bias=bias,
     )
     return descend(scaled, learning_rate, weight_decay, weight_decay_mask)

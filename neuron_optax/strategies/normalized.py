@@ -26,6 +26,7 @@ from neuron_optax.strategies.alias import (
     NeuronsLike,
     Scalar,
     descend,
+    heavy_ball,
     shaped,
 )
 from neuron_optax.trees import cast_like, check_dtypes, check_leaves
@@ -109,7 +110,6 @@ def neuron_sgd(
       >>> [round(float(u), 4) for u in update[0]]
       [-0.1, -0.1]
     """
-    require_decay("momentum", momentum)
     if norm not in ("rms", "l2"):
         raise ValueError(f"norm must be 'rms' or 'l2', got {norm!r}")
     if shape_factor not in SHAPE_FACTORS:
@@ -124,7 +124,7 @@ def neuron_sgd(
         bias=bias,
     )
     scaled = optax.chain(
-        optax.trace(momentum, nesterov),
+        heavy_ball(momentum, nesterov),
         normalized,
         scale_by_shape(SHAPE_FACTORS[shape_factor], neurons=neurons),
     )

@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from neuron_optax.accumulators import latest, require_decay
+from neuron_optax.accumulators import latest
 from neuron_optax.axes import FLAX
 from neuron_optax.core import scale_per_neuron
 from neuron_optax.numerics import require_number
@@ -18,6 +18,7 @@ from neuron_optax.strategies.alias import (
     Scalar,
     adam,
     decoupled_decay,
+    heavy_ball,
     require_adam,
     shaped,
 )
@@ -85,7 +86,6 @@ def neuron_lars(
       >>> optimizer.update(grads, optimizer.init(kernel), kernel)[0].tolist()
       [[0.0, -1.0], [-2.5, 0.0]]
     """
-    require_decay("momentum", momentum)
     require_number("trust_coefficient", trust_coefficient)
 
     def ratio(update, param, fan_in):
@@ -105,7 +105,7 @@ def neuron_lars(
         decoupled_decay(weight_decay, weight_decay_mask),
         scaled,
         optax.scale_by_learning_rate(learning_rate),
-        optax.trace(momentum, nesterov),
+        heavy_ball(momentum, nesterov),
     )
     return skip_nonfinite(step, neurons=neurons)
 
