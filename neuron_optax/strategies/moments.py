@@ -147,17 +147,20 @@ def slim_adam(
       >>> slim_adam(1e-3).init(params)[0].memory["Dense_0"]["kernel"].shape
       (3, 1)
     """
-    require_adam(b1, b2, eps)
-    scaled = scale_per_neuron(
-        mean_square,
-        ema(b2),
-        shaped(inverse_root(eps), low, high, redistribute),
+    mask = _of_rank_two if weight_decay_mask is None else weight_decay_mask
+    return adam_mini(
+        learning_rate,
+        b1,
+        b2,
+        eps,
+        weight_decay,
+        mask,
         neurons=neurons,
         bias=bias,
-        direction=optax.ema(b1),
+        low=low,
+        high=high,
+        redistribute=redistribute,
     )
-    mask = _of_rank_two if weight_decay_mask is None else weight_decay_mask
-    return descend(scaled, learning_rate, weight_decay, mask)
 
 
 def subset_norm_adam(

@@ -1,0 +1,7 @@
+"""Small errors a reviewer could make, each with the tests that must notice it."""
+
+from tests.mutants.family import FAMILY
+from tests.mutants.layouts import LAYOUTS
+from tests.mutants.parts import PARTS
+
+MUTANTS = {**PARTS, **LAYOUTS, **FAMILY}

@@ -1,0 +1,203 @@
+"""Errors in the strategies that follow the first."""
+
+from tests.mutants.mutant import Mutant
+
+ACTIVITY, LEARNED = "strategies/activity.py", "strategies/learned.py"
+TRUST, MOMENTS = "strategies/trust.py", "strategies/moments.py"
+NORMALIZED, ALIAS = "strategies/normalized.py", "strategies/alias.py"
+ORTHOGONAL, COLUMNS = "strategies/orthogonal.py", "strategies/columns.py"
+MAGNITUDES, LOWRANK = "strategies/magnitudes.py", "strategies/lowrank.py"
+MATRICES, SURFACE = "projections/matrices.py", "projections/weights.py"
+GUARDS = "projections/guards.py"
+
+
+def parity(rows):
+    """Name the comparisons per neuron of these rows."""
+    return f"tests/test_parity.py -k test_every_step_matches_pytorch[{rows}-neuron]"
+
+
+FAMILY = {
+    "decay of untouched rows": Mutant(
+        GUARDS,
+        "jnp.where(touched(seen, None, of.fan_in) > 0, update, 0)",
+        "update",
+        parity("rowwise_adagrad-changed"),
+    ),
+    "decoupled decay where L2 was asked for": Mutant(
+        "strategies/gradients.py",
+        'order = (decayed, scaled) if decay == "l2" else (scaled, decayed)',
+        "order = (scaled, decayed)",
+        parity("rowwise_adagrad-l2"),
+    ),
+    "mean instead of sum": Mutant(
+        MOMENTS,
+        "        sum_square,\n",
+        "        mean_square,\n",
+        parity("subset_norm_adam-default"),
+    ),
+    "eps after the correction of the bias": Mutant(
+        MOMENTS,
+        "    scaled = optax.chain(scaled, correct_late(b2))\n",
+        "",
+        parity("subset_norm_adam-default"),
+    ),
+    "decay before the step": Mutant(
+        ALIAS,
+        "decay.update(zeros, state, moved, **extra_args)",
+        "decay.update(zeros, state, params, **extra_args)",
+        parity("subset_norm_adam-changed"),
+    ),
+    "rows of vectors decay": Mutant(
+        MOMENTS,
+        "jnp.ndim(leaf) >= 2",
+        "jnp.ndim(leaf) >= 1",
+        parity("slim_adam-changed"),
+    ),
+    "fan-in and outputs of a matrix swapped": Mutant(
+        MATRICES,
+        "for part in (whole.output, whole.fan_in)",
+        "for part in (whole.fan_in, whole.output)",
+        parity("neuron_sgd-rmnp"),
+    ),
+    "shape factor of Scion without its root": Mutant(
+        NORMALIZED,
+        "1.0 / math.sqrt(max(inputs, 1))",
+        "1.0 / max(inputs, 1)",
+        parity("neuron_sgd-scion"),
+    ),
+    "Nesterov forgotten": Mutant(
+        ALIAS,
+        "return optax.trace(momentum, nesterov)",
+        "return optax.trace(momentum)",
+        parity("neuron_sgd-rmnp"),
+    ),
+    "size of biases measured after every step": Mutant(
+        NORMALIZED,
+        "jnp.where(s == 0, f, s)",
+        "f",
+        parity("nero-default"),
+    ),
+    "neurons not centred": Mutant(
+        SURFACE,
+        "centred = weights - jnp.mean(weights, axis=of.fan_in, keepdims=True)",
+        "centred = weights",
+        parity("nero-default"),
+    ),
+    "trust coefficient where a norm is zero": Mutant(
+        TRUST,
+        "return jnp.where(defined, trusted, 1.0)",
+        "return jnp.where(defined, trusted, trust_coefficient)",
+        "tests/test_laws.py -k known_optimizer[neuron_lars] or "
+        "network_trains_alike tests/test_network.py",
+    ),
+    "eps of LARS forgotten": Mutant(
+        TRUST,
+        "(jnp.where(defined, size, 1.0) + eps)",
+        "jnp.where(defined, size, 1.0)",
+        parity("neuron_lars-changed"),
+    ),
+    "learning rate after the momentum of LARS": Mutant(
+        TRUST,
+        "        optax.scale_by_learning_rate(learning_rate),\n"
+        "        heavy_ball(momentum, nesterov),\n",
+        "        heavy_ball(momentum, nesterov),\n"
+        "        optax.scale_by_learning_rate(learning_rate),\n",
+        "tests/test_contract.py -k do_not_rest",
+    ),
+    "frequent neurons take larger steps": Mutant(
+        ACTIVITY,
+        "power(-exponent)",
+        "power(exponent)",
+        parity("frequency_sgd-default"),
+    ),
+    "agreement with the gradient itself": Mutant(
+        LEARNED,
+        "previous = state.direction.previous",
+        "previous = updates",
+        parity("hypergradient_sgd-default"),
+    ),
+    "product of sizes forgotten": Mutant(
+        LEARNED,
+        "/ jnp.where(size > 0, size, 1.0)",
+        "",
+        parity("hypergradient_sgd-default"),
+    ),
+    "learned rates without a bound": Mutant(
+        "accumulators.py",
+        "jnp.clip(memory * (1 + gain * statistic), low, high)",
+        "memory * (1 + gain * statistic)",
+        parity("hypergradient_sgd-changed"),
+    ),
+    "down by steps": Mutant(
+        "accumulators.py",
+        "memory * (1 - decrease)",
+        "memory - decrease",
+        parity("delta_bar_delta-default"),
+    ),
+    "one iteration less": Mutant(
+        MATRICES,
+        "for _ in range(steps):",
+        "for _ in range(steps - 1):",
+        parity("normuon-default"),
+    ),
+    "norm not restored": Mutant(
+        MATRICES,
+        "update * (wanted / (size + eps))",
+        "update",
+        parity("normuon-default"),
+    ),
+    "no aspect ratio": Mutant(
+        ORTHOGONAL,
+        "math.sqrt(max(1.0, outputs / max(inputs, 1)))",
+        "1.0",
+        parity("normuon-default"),
+    ),
+    "embeddings orthogonalised": Mutant(
+        ALIAS,
+        "known = path in axes and not re.search(auxiliary, path)",
+        "known = path in axes",
+        "tests/test_matrices.py",
+    ),
+    "columns bounded by themselves": Mutant(
+        COLUMNS,
+        "jnp.clip(column, clamp * mean, mean / clamp)",
+        "column",
+        parity("namo_d-default"),
+    ),
+    "decay of columns at one rate": Mutant(
+        COLUMNS,
+        "jnp.minimum(alpha * c, 1) * w",
+        "alpha * w",
+        parity("namo_d-changed"),
+    ),
+    "gradient along the weights kept": Mutant(
+        MAGNITUDES,
+        "(g - y * n)",
+        "g",
+        parity("muown-default"),
+    ),
+    "the norm of the direction forgotten": Mutant(
+        MAGNITUDES,
+        "h * n - eta * o",
+        "n - eta * o",
+        parity("muown-default"),
+    ),
+    "growth not limited": Mutant(
+        LOWRANK,
+        "jnp.maximum(n / (before + 1e-8), growth) / growth",
+        "1.0",
+        parity("apollo-default"),
+    ),
+    "one projection for ever": Mutant(
+        LOWRANK,
+        "state.step // period",
+        "0",
+        parity("apollo-changed"),
+    ),
+    "a NaN in the momentum": Mutant(
+        GUARDS,
+        "inner.update(clean, state, params, **extra_args)",
+        "inner.update(updates, state, params, **extra_args)",
+        "tests/test_families.py",
+    ),
+}
