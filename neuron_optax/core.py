@@ -30,8 +30,8 @@ from neuron_optax.trees import (
     cast_like,
     check_dtypes,
     check_leaves,
-    check_same_shapes,
     map_named,
+    move,
 )
 
 
@@ -203,20 +203,6 @@ def _measure(statistic, fan_in, path, update, param):
     if not jnp.issubdtype(measured.dtype, jnp.floating):
         raise TypeError(f"{path}: statistic must be real floats, got {measured.dtype}")
     return measured
-
-
-def move(inner, updates, state, params, extra_args):
-    """Move the direction; a state made for other shapes is refused by its leaf."""
-    holder = "the state of the direction"
-    try:
-        moved, new = inner.update(updates, state, params, **extra_args)
-    except (TypeError, ValueError):
-        like = updates if params is None else params
-        check_same_shapes(jax.eval_shape(inner.init, like), state, holder)
-        raise
-    check_same_shapes(new, state, holder)
-    check_same_shapes(updates, moved, "the direction of")
-    return moved, new
 
 
 def _finite(*numbers):

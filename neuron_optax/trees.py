@@ -4,7 +4,7 @@ A path is the names from the root of a tree to a leaf, joined by '/':
 ``"Dense_0/kernel"``; a dot in a name is a '/', too.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -87,6 +87,26 @@ def check_same_shapes(new: Any, old: Any, holder: str) -> None:
                 f"{holder} {path} has the shape {np.shape(wanted[path])}, but must "
                 f"have {np.shape(leaf)}: was it made for other params?"
             )
+
+
+def move(
+    inner: optax.GradientTransformationExtraArgs,
+    updates: Any,
+    state: Any,
+    params: Any,
+    extra_args: Mapping[str, Any],
+) -> tuple[Any, Any]:
+    """Move the direction; a state made for other shapes is refused by its leaf."""
+    holder = "the state of the direction"
+    try:
+        moved, new = inner.update(updates, state, params, **extra_args)
+    except (TypeError, ValueError):
+        like = updates if params is None else params
+        check_same_shapes(jax.eval_shape(inner.init, like), state, holder)
+        raise
+    check_same_shapes(new, state, holder)
+    check_same_shapes(updates, moved, "the direction of")
+    return moved, new
 
 
 def _path(keys: tuple[Any, ...]) -> str:

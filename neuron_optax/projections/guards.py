@@ -7,7 +7,7 @@ from neuron_optax.axes import FLAX, Layout, MatrixAxes, Neurons, as_layout
 from neuron_optax.boxes import unbox
 from neuron_optax.projections.stateless import changed
 from neuron_optax.statistics import sum_square, touched
-from neuron_optax.trees import cast_like
+from neuron_optax.trees import cast_like, move
 
 
 def skip_nonfinite(
@@ -47,7 +47,7 @@ def skip_nonfinite(
 
     def update(updates, state, params=None, **extra_args):
         clean = changed(where_finite, layout, updates, updates)
-        new, moved = inner.update(clean, state, params, **extra_args)
+        new, moved = move(inner, clean, state, params, extra_args)
         return changed(where_finite, layout, new, updates), cast_like(moved, state)
 
     return optax.GradientTransformationExtraArgs(init, update)

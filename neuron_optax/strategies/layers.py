@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from neuron_optax.boxes import box_numbers, rebox, unbox
-from neuron_optax.core import NeuronState, move
+from neuron_optax.core import NeuronState
 from neuron_optax.strategies.alias import Scalar, adam, decoupled_decay, times
 from neuron_optax.trees import (
     cast_like,
@@ -17,6 +17,7 @@ from neuron_optax.trees import (
     check_leaves,
     is_masked,
     map_named,
+    move,
     named_leaves,
 )
 

@@ -28,6 +28,7 @@ from neuron_optax.strategies.alias import (
     require_adam,
     shaped,
 )
+from neuron_optax.trees import check_same_shapes
 
 
 def dot(update, previous, fan_in):
@@ -121,6 +122,7 @@ def scale_by_agreement(
 
     def compare(updates, state, params=None, **extra_args):
         previous = state.direction.previous
+        check_same_shapes(updates, previous, "the direction of")
         return scaled.update(updates, state, previous, weights=params, **extra_args)
 
     return optax.GradientTransformationExtraArgs(scaled.init, compare)

@@ -196,8 +196,8 @@ FAMILY = {
     ),
     "a NaN in the momentum": Mutant(
         GUARDS,
-        "inner.update(clean, state, params, **extra_args)",
-        "inner.update(updates, state, params, **extra_args)",
+        "move(inner, clean, state, params, extra_args)",
+        "move(inner, updates, state, params, extra_args)",
         "tests/test_families.py",
     ),
 }
