@@ -70,15 +70,15 @@ def factors(opt_state):
     return {layer: ours.rate[layer]["kernel"].ravel() for layer in LAYERS if ours}
 
 
-@nnx.jit
-def train_epoch(model, optimizer, images, labels):
-    """Take one step per batch; return the factors of every step."""
+@nnx.jit(static_argnames="watch")
+def train_epoch(model, optimizer, images, labels, watch):
+    """Take one step per batch; return what was watched in every step."""
 
     @nnx.scan(in_axes=(nnx.Carry, 0, 0))
     def step(carry, images, labels):
         model, optimizer = carry
         optimizer.update(model, nnx.grad(loss)(model, images, labels))
-        return carry, factors(optimizer.opt_state)
+        return carry, watch(optimizer.opt_state)
 
     return step((model, optimizer), images, labels)[1]
 
@@ -89,18 +89,33 @@ def accuracy(model, images, labels):
     return (model(images).argmax(axis=-1) == labels).mean()
 
 
-def train(name, images, test_images, labels, test_labels):
-    """Train from the same start on the same batches, whatever the optimizer."""
-    learning_rate, transformation = OPTIMIZERS[name]
-    model = Network(nnx.Rngs(0))
-    optimizer = nnx.Optimizer(model, transformation, wrt=nnx.Param)
-    generator = np.random.default_rng(0)
+def split():
+    """Return images for training and for testing, then their labels."""
+    images, labels = load_digits(return_X_y=True)
+    images = (images / 16).astype(np.float32)
+    return train_test_split(images, labels, stratify=labels, random_state=0)
+
+
+def train(model, optimizer, data, name, *, seed=0, watch=factors):
+    """Train on the same batches, whatever the optimizer."""
+    images, test_images, labels, test_labels = data
+    generator = np.random.default_rng(seed)
     accuracies, rates = [], []
     for _ in tqdm(range(EPOCHS), desc=f"{name:16}", unit="epoch"):
         order = generator.permutation(len(images) // BATCH * BATCH)
         batches = order.reshape(-1, BATCH)
-        rates.append(train_epoch(model, optimizer, images[batches], labels[batches]))
+        seen = images[batches], labels[batches]
+        rates.append(train_epoch(model, optimizer, *seen, watch=watch))
         accuracies.append(float(accuracy(model, test_images, test_labels)))
+    return accuracies, rates
+
+
+def compare(name, data):
+    """Train from the same start under one of the optimizers."""
+    learning_rate, transformation = OPTIMIZERS[name]
+    model = Network(nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, transformation, wrt=nnx.Param)
+    accuracies, rates = train(model, optimizer, data, name)
     rates = jax.tree.map(lambda *epochs: learning_rate * np.concatenate(epochs), *rates)
     state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(optimizer.opt_state))
     return Run(accuracies, rates, state_bytes)
@@ -164,10 +179,8 @@ def draw(runs, path):
 
 
 if __name__ == "__main__":
-    images, labels = load_digits(return_X_y=True)
-    images = (images / 16).astype(np.float32)
-    data = train_test_split(images, labels, stratify=labels, random_state=0)
-    runs = {name: train(name, *data) for name in OPTIMIZERS}
+    data = split()
+    runs = {name: compare(name, data) for name in OPTIMIZERS}
     print_table(runs)
     draw(runs, "digits_rates.png")
     assert all(run.accuracies[-1] > 0.9 for run in runs.values())
