@@ -54,6 +54,7 @@ class Case:
       sparse: whether neurons are active in some steps only.
       start: turns drawn weights into those to start from, given ``neurons``.
       numbers: fields of the state with one number per neuron.
+      options: with which the contract is tested, so that its state counts.
       given: turns what is off its default into the arguments of the oracle.
       on_adam: whether it has Optax's Adam for a direction, whose eps is 0 in float16.
       on_surface: whether its weights keep their norm, so that not every loss falls.
@@ -83,6 +84,7 @@ class Case:
     sparse: bool = False
     start: Callable[..., Any] = lambda params, neurons: params
     numbers: tuple[str, ...] = NUMBERS
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     given: Callable[..., Mapping[str, Any]] = lambda changed: changed
     on_adam: bool = False
     on_surface: bool = False

@@ -239,6 +239,7 @@ CASES = {
         per_layer=(optax.lars, {}),
         decays="otherwise",
         needs_params=True,
+        options={"trust_coefficient": 0.1},
     ),
     "neuron_lamb": Case(
         neuron_optax.neuron_lamb,
@@ -267,6 +268,7 @@ CASES = {
         sparse=True,
         per_entry=(optax.sgd, {"exponent": 0.0}),
         per_layer=(optax.sgd, {"exponent": 0.0}),
+        options={"momentum": 0.9},
     ),
     "frequency_adam": Case(
         neuron_optax.frequency_adam,

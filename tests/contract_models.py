@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from neuron_optax import (
     layerwise_decay,
     scale_by_weight_norm,
 )
+from tests.case import NUMBERS
 from tests.cases import CASES
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}  # one program fused, the other not: a few ulps
@@ -52,7 +54,8 @@ def decaying(learning_rate, decay=0.5, weight_decay=0.0):
 
 def contenders(neurons):
     """Return a row of factories, learning rate first, for trees laid out so."""
-    aliases = {name: case.build for name, case in CASES.items() if case.alias}
+    public = {name: case for name, case in CASES.items() if case.alias}
+    aliases = {n: functools.partial(c.build, **c.options) for n, c in public.items()}
     measured = {**aliases, "chained": chained}
     named = {n: functools.partial(f, neurons=neurons) for n, f in measured.items()}
     named |= {"layerwise": layered, "layerwise_decay": decaying}
@@ -83,6 +86,13 @@ def promising(promise):
 ON_ADAM = promising(lambda case: case.on_adam)
 AT_REST = promising(lambda case: case.rests)
 FREE = promising(lambda case: not case.on_surface)
+READABLE = promising(lambda case: case.numbers == NUMBERS)  # hold a NeuronState
+
+
+def injected(make, **options):
+    """Inject hyperparameters, but for those that make shapes."""
+    shapes = {"rank"} & inspect.signature(make).parameters.keys()
+    return optax.inject_hyperparams(make, static_args=shapes, **options)
 
 
 def normal(shape, dtype=jnp.float32, seed=0):

@@ -185,7 +185,7 @@ def two_layers(kernel):
 MOMENTUM = "adam_mini", "weight_norm_adam", "layerwise"
 WITH_MOMENTUM = [row for row in ALIASES if row.id.startswith(MOMENTUM)]
 MISFITS = {  # who notices, second kernel of the state and of the params, the error
-    "neurons": (ALIASES, (4, 5), (4, 4), r"second/bias .*\(5,\)"),
+    "neurons": (ALIASES, (4, 5), (4, 4), r"second/(bias|kernel) .*5"),
     "fan_in": (WITH_MOMENTUM, (3, 4), (4, 4), r"second/kernel .*\(3, 4\)"),
     "broadcast": (WITH_MOMENTUM, (1, 4), (4, 4), r"second/kernel .*\(1, 4\)"),
     "shrunk": (WITH_MOMENTUM, (3, 4), (1, 4), r"second/kernel .*\(3, 4\)"),

@@ -34,7 +34,7 @@ def is_matrix(axes: Axes) -> bool:
 
 
 def orthogonalize(
-    steps: int = 5,
+    steps: int | Array = 5,
     eps: float | Array = 1e-7,
     *,
     neurons: Layout | Neurons | MatrixAxes = FLAX,
@@ -110,17 +110,23 @@ def _order(of: Axes) -> tuple[int, ...]:
     return of.stack + of.output + of.fan_in
 
 
-def newton_schulz(matrices: Matrices, steps: int, eps: float | Array) -> Matrices:
+def newton_schulz(
+    matrices: Matrices, steps: int | Array, eps: float | Array
+) -> Matrices:
     """Iterate Newton-Schulz on matrices, see `orthogonalize`."""
     a, b, c = 3.4445, -4.7750, 2.0315
     adjoint = lambda m: jnp.conj(jnp.swapaxes(m, -1, -2))
     x = matrices / (root(sum_square(matrices, None, (-2, -1))) + eps)
     tall = x.shape[-2] > x.shape[-1]
     x = adjoint(x) if tall else x
+
+    def iterate(_, x):
+        gram = x @ adjoint(x)
+        return a * x + (b * gram + c * gram @ gram) @ x
+
     with jax.default_matmul_precision("highest"):
-        for _ in range(steps):
-            gram = x @ adjoint(x)
-            x = a * x + (b * gram + c * gram @ gram) @ x
+        known = isinstance(steps, int)
+        x = jax.lax.fori_loop(0, steps, iterate, x, unroll=known or None)
     return adjoint(x) if tall else x
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array
 
 from neuron_optax.accumulators import require_decay
 from neuron_optax.axes import FLAX, as_layout, check_numbers, map_axes, unview, view
@@ -47,7 +48,7 @@ def namo_d(
     adam_b2: Scalar = 0.95,
     adam_eps: Scalar = 1e-8,
     nesterov: bool = True,
-    steps: int = 5,
+    steps: int | Array = 5,
     auxiliary: str = AUXILIARY,
     neurons: NeuronsLike = FLAX,
 ) -> optax.GradientTransformationExtraArgs:

@@ -5,6 +5,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array
 
 from neuron_optax.accumulators import ema
 from neuron_optax.axes import FLAX, PER_ENTRY, as_layout, map_axes, unview, view
@@ -51,7 +52,7 @@ class ApolloState(NamedTuple):
 
 
 def projection(
-    seed: int, epoch: jax.Array | int, shape: tuple[int, ...], dtype: Any
+    seed: int | Array, epoch: int | Array, shape: tuple[int, ...], dtype: Any
 ) -> jax.Array:
     """Draw the projection of all leaves of one shape, normal over the root of the rank.
 
@@ -79,8 +80,8 @@ def scale_by_apollo(
     scale: Scalar = 1.0,
     channels: Channels = "larger",
     growth: Scalar = 1.01,
-    period: int = 200,
-    seed: int = 0,
+    period: int | Array = 200,
+    seed: int | Array = 0,
     neurons: NeuronsLike = FLAX,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Scale every channel by what Adam does to it in a random subspace.
@@ -96,7 +97,8 @@ def scale_by_apollo(
     :math:`s g` grows by no more than ``growth`` from one step to the next.
 
     Args:
-      rank: of the projection; that of the matrix if it is less.
+      rank: of the projection; that of the matrix if it is less (in ``static_args``
+        under ``optax.inject_hyperparams``).
       b1: decay of :math:`m`, in ``[0, 1)``.
       b2: decay of :math:`v`, in ``[0, 1)``.
       eps: :math:`\epsilon`, in units of the gradient, positive.
@@ -230,8 +232,8 @@ def apollo(
     scale: Scalar = 1.0,
     channels: Channels = "larger",
     growth: Scalar = 1.01,
-    period: int = 200,
-    seed: int = 0,
+    period: int | Array = 200,
+    seed: int | Array = 0,
     auxiliary: str = AUXILIARY,
     neurons: NeuronsLike = FLAX,
 ) -> optax.GradientTransformationExtraArgs:
@@ -247,7 +249,8 @@ def apollo(
 
     Args:
       learning_rate: :math:`\eta`, in units of the parameter; scalar or schedule.
-      rank: of the projection; that of the matrix if it is less.
+      rank: of the projection; that of the matrix if it is less (in ``static_args``
+        under ``optax.inject_hyperparams``).
       b1: decay of the first moment, in ``[0, 1)``.
       b2: decay of the second moment, in ``[0, 1)``.
       eps: added to the root of the second moment before its bias is corrected, in units

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array
 
 from neuron_optax.accumulators import require_decay
 from neuron_optax.axes import FLAX, as_layout, check_numbers, map_axes, unview, view
@@ -64,7 +65,7 @@ def muown(
     weight_decay_mask: Any = None,
     *,
     adam_learning_rate: optax.ScalarOrSchedule | None = None,
-    steps: int = 5,
+    steps: int | Array = 5,
     auxiliary: str = AUXILIARY,
     neurons: NeuronsLike = FLAX,
 ) -> optax.GradientTransformationExtraArgs:

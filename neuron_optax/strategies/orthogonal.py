@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import optax
+from jaxtyping import Array
 
 from neuron_optax.accumulators import ema, require_decay
 from neuron_optax.axes import FLAX
@@ -35,7 +36,7 @@ def scale_by_normuon(
     eps: Scalar = 1e-10,
     *,
     nesterov: bool = True,
-    steps: int = 5,
+    steps: int | Array = 5,
     neurons: NeuronsLike = FLAX,
     matrices: NeuronsLike | None = None,
     low: Scalar | None = None,
@@ -117,7 +118,7 @@ def normuon(
     adam_b2: Scalar = 0.95,
     adam_eps: Scalar = 1e-10,
     nesterov: bool = True,
-    steps: int = 5,
+    steps: int | Array = 5,
     auxiliary: str = AUXILIARY,
     neurons: NeuronsLike = FLAX,
     matrices: NeuronsLike | None = None,

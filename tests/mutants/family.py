@@ -136,8 +136,8 @@ FAMILY = {
     ),
     "one iteration less": Mutant(
         MATRICES,
-        "for _ in range(steps):",
-        "for _ in range(steps - 1):",
+        "fori_loop(0, steps",
+        "fori_loop(1, steps",
         parity("normuon-default"),
     ),
     "norm not restored": Mutant(
