@@ -30,10 +30,10 @@ def run(optimizer, params, grads):
     return steps
 
 
-def rates(optimizer, shape, grads):
+def rates(optimizer, shape, grads, field="rate"):
     """Return the factors of every step, one row for each."""
     steps = run(optimizer, np.zeros(shape, grads[0].dtype), grads)
-    return np.stack([optax.tree.get(state, "rate").ravel() for _, state, _ in steps])
+    return np.stack([optax.tree.get(state, field).ravel() for _, state, _ in steps])
 
 
 @pytest.mark.usefixtures("float64")
@@ -194,6 +194,8 @@ def test_rates_grow_under_equal_and_shrink_under_opposite_gradients(
     np.testing.assert_allclose(actual[:, 0], agreeing, rtol=1e-9)  # eps of Adam
     np.testing.assert_allclose(actual[:, 1], opposing, rtol=1e-9)
     np.testing.assert_array_equal(actual[:, 2], silent)
+    memory = rates(build(low=low, high=high), (4, 3), grads, "memory")
+    np.testing.assert_array_equal(memory, actual)  # it has not to come back first
     assert agreeing[-1] > 1.4 and opposing[-1] < 0.7
 
 
