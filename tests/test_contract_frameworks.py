@@ -13,7 +13,7 @@ from flax import nnx
 from flax.core import FrozenDict
 from flax.training.train_state import TrainState
 
-from tests.contract_models import CONTENDERS, run, tree_of
+from tests.contract_models import CONTENDERS, FREE, run, tree_of
 
 every_strategy = pytest.mark.parametrize("make", CONTENDERS)
 
@@ -129,7 +129,7 @@ def linen():
     return model_of(params, lambda params: model.apply(params, INPUTS))
 
 
-@every_strategy
+@pytest.mark.parametrize("make", FREE)
 def test_linen_train_state_takes_the_steps_of_the_bare_arrays(make, linen):
     _, gradients = train(make, linen)
     state = TrainState.create(apply_fn=None, params=linen.params, tx=make(0.01))

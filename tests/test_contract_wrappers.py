@@ -276,7 +276,7 @@ def test_map_params_maps_what_is_like_the_params_and_nothing_else(make):
     chex.assert_trees_all_equal(mapped, expected)
 
 
-@every_strategy
+@pytest.mark.parametrize("make", READABLE)
 def test_rates_are_found_by_class_in_any_wrapper(make):
     optimizer = optax.masked(optax.chain(optax.clip(1.0), make(0.01)), TREE_OF_MASKS)
     _, _, state = run(optimizer, PARAMS, GRADIENTS)

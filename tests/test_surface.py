@@ -241,3 +241,11 @@ def test_low_precision_leaves_the_surface_by_its_roundings_only(dtype):
         assert step["kernel"].dtype == dtype
         on_the_surface(np.asarray(step["kernel"], np.float32), tolerance)
     assert np.abs(np.linalg.norm(np.float32(kernel), axis=0) - 1).max() > 0.1
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-20, 1.0, 1e20, 1e30])
+def test_weights_of_any_size_are_projected_without_overflow(size):
+    weights = np.random.default_rng(0).standard_normal((5, 3)).astype(np.float32)
+    kernel = project_neurons({"kernel": jnp.asarray(weights * np.float32(size))})
+    expected = project_neurons({"kernel": jnp.asarray(weights)})
+    np.testing.assert_allclose(kernel["kernel"], expected["kernel"], rtol=1e-5)

@@ -84,9 +84,11 @@ def projected(weights: Array, of: Axes) -> Array:
     """Project one leaf in its view."""
     if math.prod(of.view[axis] for axis in of.fan_in) < 2:
         return weights
-    centred = weights - jnp.mean(weights, axis=of.fan_in, keepdims=True)
-    size = norm(centred, None, of.fan_in)
+    largest = jnp.max(jnp.abs(weights), axis=of.fan_in, keepdims=True)
+    near_one = weights / jnp.where(largest == 0, 1.0, largest)  # squares neither
+    centred = near_one - jnp.mean(near_one, axis=of.fan_in, keepdims=True)  # overflow
+    size = norm(centred, None, of.fan_in)  # nor underflow
     # Equal entries leave no more than the rounding of their mean; NaN stays NaN.
-    rounding = 4 * jnp.finfo(weights.dtype).eps * norm(weights, None, of.fan_in)
+    rounding = 4 * jnp.finfo(weights.dtype).eps * norm(near_one, None, of.fan_in)
     constant = size <= rounding
     return jnp.where(constant, 0.0, centred / jnp.where(constant, 1.0, size))

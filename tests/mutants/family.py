@@ -79,8 +79,8 @@ FAMILY = {
     ),
     "neurons not centred": Mutant(
         SURFACE,
-        "centred = weights - jnp.mean(weights, axis=of.fan_in, keepdims=True)",
-        "centred = weights",
+        "centred = near_one - jnp.mean(near_one, axis=of.fan_in, keepdims=True)",
+        "centred = near_one",
         parity("nero-default"),
     ),
     "trust coefficient where a norm is zero": Mutant(

@@ -138,7 +138,7 @@ PARTS = {
         ALIAS, "eps_root=1e-30", "eps_root=0.0", "tests/test_contract.py -k derivative"
     ),
     "momentum of other params": Mutant(
-        "core.py",
+        "trees.py",
         'check_same_shapes(updates, moved, "the direction of")',
         "pass",
         "tests/test_checkpoints.py -k shrunk",
