@@ -52,6 +52,7 @@ class Case:
       rests: whether a step of rate zero, or without gradients, moves nothing.
       at_rest: how far rounding moves a neuron that has no gradient.
       sparse: whether neurons are active in some steps only.
+      steady: whether smooth gradients of active neurons leave its factors alike.
       start: turns drawn weights into those to start from, given ``neurons``.
       numbers: fields of the state with one number per neuron.
       options: with which the contract is tested, so that its state counts.
@@ -82,6 +83,7 @@ class Case:
     rests: bool = True
     at_rest: float = 0.0
     sparse: bool = False
+    steady: bool = False
     start: Callable[..., Any] = lambda params, neurons: params
     numbers: tuple[str, ...] = NUMBERS
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)

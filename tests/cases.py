@@ -269,6 +269,7 @@ CASES = {
         per_entry=(optax.sgd, {"exponent": 0.0}),
         per_layer=(optax.sgd, {"exponent": 0.0}),
         options={"momentum": 0.9},
+        steady=True,
     ),
     "frequency_adam": Case(
         neuron_optax.frequency_adam,
@@ -290,6 +291,7 @@ CASES = {
         per_entry=(optax.adam, {"exponent": 0.0}),
         per_layer=(optax.adam, {"exponent": 0.0}),
         on_adam=True,
+        steady=True,
     ),
     "hypergradient_sgd": Case(
         neuron_optax.hypergradient_sgd,
@@ -346,6 +348,7 @@ CASES = {
         learning_rate=1e-3,
         per_entry=(optax.sgd, {"increase": 0.0, "decrease": 0.0}),
         per_layer=(optax.sgd, {"increase": 0.0, "decrease": 0.0}),
+        steady=True,
     ),
     "normuon": Case(
         neuron_optax.normuon,

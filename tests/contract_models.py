@@ -86,13 +86,17 @@ def promising(promise):
 ON_ADAM = promising(lambda case: case.on_adam)
 AT_REST = promising(lambda case: case.rests)
 FREE = promising(lambda case: not case.on_surface)
+ROUNDING = promising(  # the others enlarge roundings, or take small differences
+    lambda case: case.isolated and not case.on_surface
+)
 READABLE = promising(lambda case: case.numbers == NUMBERS)  # hold a NeuronState
 
 
 def injected(make, **options):
-    """Inject hyperparameters, but for those that make shapes."""
-    shapes = {"rank"} & inspect.signature(make).parameters.keys()
-    return optax.inject_hyperparams(make, static_args=shapes, **options)
+    """Inject hyperparameters, but for counts, some of which make shapes."""
+    arguments = inspect.signature(make).parameters.values()
+    counts = [a.name for a in arguments if type(a.default) is int]
+    return optax.inject_hyperparams(make, static_args=counts, **options)
 
 
 def normal(shape, dtype=jnp.float32, seed=0):

@@ -18,7 +18,16 @@ NEURON = {  # those of one number per neuron, by hand
     "second": {"kernel": P(None, "data"), "bias": P("data")},
 }
 LAYER = {name: {"kernel": P(None, None), "bias": P(None)} for name in PARAMS}
-OTHERWISE = {"layerwise": LAYER, "per_entry": PARAMS, "per_layer": LAYER}
+INPUT = {  # those of one number per input
+    "first": {"kernel": P("data", None)},
+    "second": {"kernel": P("model", None)},
+}
+OTHERWISE = {
+    "layerwise": LAYER,
+    "per_entry": PARAMS,
+    "per_layer": LAYER,
+    "namo_d": INPUT,
+}
 ROWS = [  # a strategy and the specs of its numbers
     pytest.param(
         *row.values,
@@ -38,7 +47,24 @@ def inputs():
 def numbers_of(state):
     """List the trees with one number per neuron in a state."""
     found = optax.tree.get_all_with_path(state, NeuronState.__name__)
-    return [tree for _, of in found for tree in (of.memory, of.rate) if tree != ()]
+    polar = optax.tree.get_all_with_path(state, "MuownState")
+    pairs = [(of.memory, of.rate) for _, of in found]
+    pairs += [(of.magnitude, of.size) for _, of in polar]
+    return [tree for pair in pairs for tree in pair if tree != ()]
+
+
+def assert_lie(found, specs):
+    """Assert that the leaves that are not masked away lie as written by hand."""
+    found = {
+        f"{layer}/{name}": spec
+        for layer, of in found.items()
+        for name, spec in of.items()
+        if not isinstance(spec, optax.MaskedNode)
+    }
+    wanted = {
+        f"{layer}/{n}": spec for layer, of in specs.items() for n, spec in of.items()
+    }
+    assert found and found == {name: wanted[name] for name in found}
 
 
 def agree(params, expected):
