@@ -21,6 +21,8 @@ from neuron_optax import (
 )
 from tests.sharded import PARAMS, ROWS, WIDTHS, agree, assert_lie, inputs, numbers_of
 
+pytestmark = pytest.mark.slow
+
 every_strategy = pytest.mark.parametrize(("make", "specs"), ROWS)
 MESHES = {"auto": AxisType.Auto, "explicit": AxisType.Explicit}
 

@@ -12,6 +12,8 @@ from jax.sharding import PartitionSpec as P
 from tests.contract_models import run
 from tests.sharded import PARAMS, ROWS, WIDTHS, agree, assert_lie, inputs, numbers_of
 
+pytestmark = pytest.mark.slow
+
 BOXES = {
     "Partitioned": (
         linen.with_partitioning,

@@ -26,6 +26,8 @@ from tests.contract_models import (
     types,
 )
 
+pytestmark = pytest.mark.slow
+
 every_strategy = pytest.mark.parametrize("make", CONTENDERS)
 
 LAYERS = [layer_of(seed=n) for n in range(3)]  # params, two gradients

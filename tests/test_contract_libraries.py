@@ -15,6 +15,8 @@ import pytest
 from tests.contract_models import contenders, differ, injected, run
 from tests.models import MODELS, QUICK
 
+pytestmark = pytest.mark.slow
+
 RATE = 0.01
 STEPS = 3
 CLOSE = {"rtol": 1e-5, "atol": 2.4e-7}  # one program fused, the other not: a few ulps

@@ -15,7 +15,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 def run(folder, tests):
     """Run tests in a copy of the repository, stopping at the first failure."""
-    plain = "-x", "-q", "-n0", "-p", "no:cacheprovider"
+    plain = "-x", "-q", "-n0", "-m", "", "-p", "no:cacheprovider"
     command = [sys.executable, "-m", "pytest", *plain]
     return subprocess.run(
         [*command, *tests.split(maxsplit=2)],

@@ -19,6 +19,8 @@ from neuron_optax.axes.evidence import leaves_of
 from neuron_optax.boxes import unbox
 from neuron_optax.trees import named_leaves
 
+pytestmark = pytest.mark.slow
+
 NOISE = 2e-5  # rounding moves other units, by at most 1e-6
 LAYOUTS = {"linen": FLAX, "nnx": FLAX, "equinox": TORCH, "haiku": HAIKU}
 LAYERS = {

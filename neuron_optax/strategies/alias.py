@@ -1,6 +1,7 @@
 """What the aliases share: bounds on the factor, decay, the learning rate, matrices."""
 
 import re
+from collections.abc import Hashable
 from typing import Literal
 
 import jax.numpy as jnp
@@ -85,9 +86,11 @@ def matrices_and_rest(matrices, rest, neurons: NeuronsLike, auxiliary: str):
 
         return map_named(label, params, is_leaf=is_box)
 
-    both = {"matrix": matrices, "rest": rest}
-    guarded = {k: skip_nonfinite(v, neurons=neurons) for k, v in both.items()}
-    return optax.partition(guarded, labels)
+    both: dict[Hashable, optax.GradientTransformation] = {
+        "matrix": skip_nonfinite(matrices, neurons=neurons),
+        "rest": skip_nonfinite(rest, neurons=neurons),
+    }
+    return optax.partition(both, labels)
 
 
 def heavy_ball(

@@ -104,7 +104,7 @@ def scale_by_agreement(
     def init(params):
         return Remembered(inner.init(params), optax.tree.zeros_like(params))
 
-    def update(updates, state, previous=None, *, weights=None, **extra_args):
+    def update(updates, state, params=None, *, weights=None, **extra_args):
         moved, of_inner = inner.update(updates, state.inner, weights, **extra_args)
         if remember is None:
             return moved, Remembered(of_inner, moved)
