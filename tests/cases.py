@@ -53,6 +53,12 @@ def projected(changed):
     return {**changed, "projections": projections, "per_tensor": per_tensor}
 
 
+def bounds(low, high):
+    """Return a variant that shares out the factors of a layer and bounds them."""
+    both = {"redistribute": True, "low": low, "high": high}
+    return {"redistribute_bounds": both}
+
+
 COMMON = {
     "default": {},
     "schedule": {"learning_rate": SCHEDULE},
@@ -61,7 +67,7 @@ COMMON = {
 SPREAD = {  # the factors span 1e-3 to 1e3
     "bounds": {"low": 0.1, "high": 10.0},
     "redistribute": {"redistribute": True},
-    "redistribute_bounds": {"redistribute": True, "low": 0.1, "high": 0.9},
+    **bounds(0.1, 0.9),
 }
 NORMS = {  # the factors lie around 1.02
     "bounds": {"low": 1.015, "high": 1.02},
@@ -71,8 +77,13 @@ NORMS = {  # the factors lie around 1.02
     "bias": {"bias": "own"},
 }
 
-TRUST = {"redistribute": True, "low": 0.3, "high": 1.5}
-LEARNED = {"redistribute": True, "low": 0.9, "high": 1.05}
+ADAM = {"b1": 0.5, "b2": 0.6, "eps": 0.1, "weight_decay": 0.1}
+REST = {  # of the leaves that are no matrices
+    "adam_learning_rate": 0.01,
+    "adam_b1": 0.4,
+    "adam_b2": 0.3,
+    "adam_eps": 0.2,
+}
 
 CASES = {
     "neuron_adagrad": Case(
@@ -89,6 +100,7 @@ CASES = {
             lambda learning_rate: optax.adagrad(learning_rate, 0.0, 1e-30),
             {"eps": 1e-30},
         ),
+        digits=0.03,
     ),
     "neuron_rmsprop": Case(
         neuron_optax.neuron_rmsprop,
@@ -99,6 +111,7 @@ CASES = {
             lambda learning_rate: optax.rmsprop(learning_rate, eps_in_sqrt=False),
             {},
         ),
+        digits=1e-3,
     ),
     "adam_mini": Case(
         neuron_optax.adam_mini,
@@ -112,6 +125,7 @@ CASES = {
         },
         {"memory": "v", "rate": "rate", "ema": "m"},
         per_entry=(optax.adam, {}),
+        digits=3e-3,
     ),
     "weight_norm_adam": Case(
         neuron_optax.weight_norm_adam,
@@ -128,6 +142,7 @@ CASES = {
         needs_params=True,
         by_weights=True,
         on_adam=True,
+        digits=3e-3,
     ),
     "weight_norm_sgd": Case(
         weight_norm_sgd,
@@ -145,7 +160,7 @@ CASES = {
         "rowwise_adagrad:RowwiseAdagrad",
         {
             "default": {},
-            "redistribute_bounds": SPREAD["redistribute_bounds"],
+            **bounds(0.1, 0.9),
             "changed": {
                 "initial_accumulator_value": 0.5,
                 "eps": 0.1,
@@ -161,25 +176,27 @@ CASES = {
             lambda learning_rate: optax.adagrad(learning_rate, 0.0, 1e-30),
             {"eps": 1e-30},
         ),
+        digits=0.03,
     ),
     "slim_adam": Case(
         neuron_optax.slim_adam,
         "slim_adam:SlimAdam",
         {
             "default": {},
-            "redistribute_bounds": SPREAD["redistribute_bounds"],
-            "changed": {"b1": 0.5, "b2": 0.6, "eps": 0.1, "weight_decay": 0.1},
+            **bounds(0.1, 0.9),
+            "changed": ADAM,
         },
         {"memory": "v", "rate": "rate", "ema": "m"},
         per_entry=(optax.adam, {}),
+        digits=3e-3,
     ),
     "subset_norm_adam": Case(
         neuron_optax.subset_norm_adam,
         "subset_norm_adam:SubsetNormAdam",
         {
             "default": {},
-            "redistribute_bounds": SPREAD["redistribute_bounds"],
-            "changed": {"b1": 0.5, "b2": 0.6, "eps": 0.1, "weight_decay": 0.1},
+            **bounds(0.1, 0.9),
+            "changed": ADAM,
         },
         {"memory": "v", "rate": "rate", "ema": "m"},
         decays="otherwise",
@@ -187,19 +204,21 @@ CASES = {
             lambda learning_rate: optax.adam(learning_rate, eps=1e-30),
             {"eps": 1e-30},
         ),
+        digits=0.02,
     ),
     "neuron_sgd": Case(
         neuron_optax.neuron_sgd,
         "neuron_sgd:NeuronSGD",
         {
             "default": {},
-            "redistribute_bounds": SPREAD["redistribute_bounds"],
+            **bounds(0.1, 0.9),
             "changed": {"momentum": 0.5, "eps": 0.1, "weight_decay": 0.1},
             "rmnp": {"norm": "l2", "nesterov": True, "shape_factor": "aspect"},
             "scion": {"norm": "l2", "shape_factor": "fan_in"},
         },
         {"memory": "s", "rate": "rate", "trace": "M"},
         per_entry=(optax.sign_sgd, {"momentum": 0.0}),
+        digits=1e-3,
     ),
     "nero": Case(
         neuron_optax.nero,
@@ -207,7 +226,7 @@ CASES = {
         {
             "default": {},
             "changed": {"decay": 0.5},
-            "redistribute_bounds": SPREAD["redistribute_bounds"],
+            **bounds(0.1, 0.9),
         },
         {"memory": "v", "rate": "rate", "size": "S"},
         learning_rate=0.01,
@@ -219,13 +238,14 @@ CASES = {
         on_surface=True,
         at_rest=1e-15,
         needs_params=True,
+        digits=0.01,
     ),
     "neuron_lars": Case(
         neuron_optax.neuron_lars,
         "neuron_lars:NeuronLARS",
         {
             "default": {},
-            "redistribute_bounds": TRUST,
+            **bounds(0.3, 1.5),
             "changed": {
                 "trust_coefficient": 0.1,
                 "eps": 0.1,
@@ -240,26 +260,28 @@ CASES = {
         decays="otherwise",
         needs_params=True,
         options={"trust_coefficient": 0.1},
+        digits=0.5,
     ),
     "neuron_lamb": Case(
         neuron_optax.neuron_lamb,
         "neuron_lamb:NeuronLAMB",
         {
             "default": {},
-            "redistribute_bounds": TRUST,
-            "changed": {"b1": 0.5, "b2": 0.6, "eps": 0.1, "weight_decay": 0.1},
+            **bounds(0.3, 1.5),
+            "changed": ADAM,
         },
         {"rate": "rate", "mu": "m", "nu": "v"},
         per_layer=(optax.lamb, {}),
         decays="otherwise",
         needs_params=True,
+        digits=1.5e-3,
     ),
     "frequency_sgd": Case(
         neuron_optax.frequency_sgd,
         "frequency_sgd:FrequencySGD",
         {
             "default": {},
-            "redistribute_bounds": NORMS["redistribute"] | {"low": 0.9, "high": 1.1},
+            **bounds(0.9, 1.1),
             "changed": {"exponent": 1.0, "momentum": 0.5, "weight_decay": 0.1},
             "decay": {"decay": 0.5},
         },
@@ -270,20 +292,15 @@ CASES = {
         per_layer=(optax.sgd, {"exponent": 0.0}),
         options={"momentum": 0.9},
         steady=True,
+        digits=0.1,
     ),
     "frequency_adam": Case(
         neuron_optax.frequency_adam,
         "frequency_adam:FrequencyAdam",
         {
             "default": {},
-            "redistribute_bounds": NORMS["redistribute"] | {"low": 0.9, "high": 1.1},
-            "changed": {
-                "exponent": 1.0,
-                "b1": 0.5,
-                "b2": 0.6,
-                "eps": 0.1,
-                "weight_decay": 0.1,
-            },
+            **bounds(0.9, 1.1),
+            "changed": {"exponent": 1.0, **ADAM},
             "decay": {"decay": 0.5},
         },
         {"memory": "c", "rate": "rate", "mu": "m", "nu": "v"},
@@ -292,13 +309,14 @@ CASES = {
         per_layer=(optax.adam, {"exponent": 0.0}),
         on_adam=True,
         steady=True,
+        digits=3e-3,
     ),
     "hypergradient_sgd": Case(
         neuron_optax.hypergradient_sgd,
         "hypergradient_sgd:HypergradientSGD",
         {
             "default": {},
-            "redistribute_bounds": LEARNED,
+            **bounds(0.9, 1.05),
             "changed": {
                 "gain": 0.5,
                 "momentum": 0.5,
@@ -311,32 +329,28 @@ CASES = {
         learning_rate=1e-3,
         per_entry=(optax.sgd, {"gain": 0.0}),
         per_layer=(optax.sgd, {"gain": 0.0}),
+        digits=5e-3,
     ),
     "hypergradient_adam": Case(
         neuron_optax.hypergradient_adam,
         "hypergradient_adam:HypergradientAdam",
         {
             "default": {},
-            "redistribute_bounds": LEARNED,
-            "changed": {
-                "gain": 0.5,
-                "b1": 0.5,
-                "b2": 0.6,
-                "eps": 0.1,
-                "weight_decay": 0.1,
-            },
+            **bounds(0.9, 1.05),
+            "changed": {"gain": 0.5, **ADAM},
         },
         {"memory": "a", "rate": "rate", "previous": "D", "mu": "m", "nu": "v"},
         per_entry=(optax.adam, {"gain": 0.0}),
         per_layer=(optax.adam, {"gain": 0.0}),
         on_adam=True,
+        digits=1e-3,
     ),
     "delta_bar_delta": Case(
         neuron_optax.delta_bar_delta,
         "delta_bar_delta:DeltaBarDelta",
         {
             "default": {},
-            "redistribute_bounds": LEARNED,
+            **bounds(0.9, 1.05),
             "changed": {
                 "increase": 0.3,
                 "decrease": 0.4,
@@ -349,23 +363,15 @@ CASES = {
         per_entry=(optax.sgd, {"increase": 0.0, "decrease": 0.0}),
         per_layer=(optax.sgd, {"increase": 0.0, "decrease": 0.0}),
         steady=True,
+        digits=0.2,
     ),
     "normuon": Case(
         neuron_optax.normuon,
         "normuon:NorMuon",
         {
             "default": {},
-            "redistribute_bounds": SPREAD["redistribute_bounds"],
-            "changed": {
-                "b1": 0.5,
-                "b2": 0.6,
-                "eps": 0.1,
-                "weight_decay": 0.1,
-                "adam_learning_rate": 0.01,
-                "adam_b1": 0.4,
-                "adam_b2": 0.3,
-                "adam_eps": 0.2,
-            },
+            **bounds(0.1, 0.9),
+            "changed": {**ADAM, **REST},
             "heavy_ball": {"nesterov": False},
         },
         {"memory": "v", "rate": "rate", "trace": "M", "mu": "m", "nu": "v"},
@@ -392,23 +398,14 @@ CASES = {
             {"adam_learning_rate": 0.015 * changed["learning_rate"]} | changed
         ),
         on_adam=True,
+        digits=0.01,
     ),
     "namo_d": Case(
         neuron_optax.namo_d,
         "namo_d:NamoD",
         {
             "default": {},
-            "changed": {
-                "b1": 0.5,
-                "b2": 0.6,
-                "eps": 0.1,
-                "clamp": 0.3,
-                "weight_decay": 0.1,
-                "adam_learning_rate": 0.01,
-                "adam_b1": 0.4,
-                "adam_b2": 0.3,
-                "adam_eps": 0.2,
-            },
+            "changed": {**ADAM, **REST, "clamp": 0.3},
             "heavy_ball": {"nesterov": False},
         },
         {"memory": "V", "rate": "c", "trace": "M", "mu": "m", "nu": "v"},
@@ -418,6 +415,7 @@ CASES = {
         decays="otherwise",
         needs_params=True,
         on_adam=True,
+        digits=0.01,
     ),
     "muown": Case(
         neuron_optax.muown,
@@ -443,22 +441,14 @@ CASES = {
         at_rest=1e-15,
         needs_params=True,
         on_adam=True,
+        digits=3e-3,
     ),
     "apollo": Case(
         neuron_optax.apollo,
         "apollo:Apollo",
         {
             "default": {"rank": 2},
-            "changed": {
-                "rank": 2,
-                "b1": 0.5,
-                "b2": 0.6,
-                "eps": 0.1,
-                "scale": 2.0,
-                "weight_decay": 0.1,
-                "period": 5,
-                "seed": 1,
-            },
+            "changed": {**ADAM, "rank": 2, "scale": 2.0, "period": 5, "seed": 1},
             "mini": {"rank": 1, "scale": 128.0, "channels": "layer"},
         },
         {"size": "prev"},
@@ -470,6 +460,7 @@ CASES = {
         numbers=("rate", "size"),
         decays="otherwise",
         given=projected,
+        digits=0.01,
     ),
 }
 
