@@ -1,10 +1,12 @@
 """What a row of the table of strategies says, and the numbers all rows run on."""
 
 import dataclasses
+import functools
 import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -96,11 +98,18 @@ class Case:
     tolerance: float = 1e-12
 
     def make(self, changed, **options):
-        """Build the strategy with ``changed`` off its default."""
+        """Build the strategy with ``changed`` off its default; update is jitted."""
         options = {"learning_rate": self.learning_rate, **options, **changed}
         if self.bias is None:
             options.pop("bias", None)
-        return self.build(**options)
+        return compiled(self.build, tuple(sorted(options.items())))
+
+
+@functools.cache
+def compiled(build, options):
+    """Build an optimizer that is compiled once for all tests that make it."""
+    optimizer = build(**dict(options))
+    return optimizer._replace(update=jax.jit(optimizer.update))
 
 
 def oracle(reference):

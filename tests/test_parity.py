@@ -41,9 +41,8 @@ def ours(case, changed, layout, bias, steps=STEPS, dtype=np.float64):
     cast = lambda tree: jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), tree)
     params = cast(start(case, layout))
     state = optimizer.init(params)
-    update = jax.jit(optimizer.update)
     for grads in gradients(steps, case.sparse):
-        updates, state = update(cast(grads), state, params)
+        updates, state = optimizer.update(cast(grads), state, params)
         params = optax.apply_updates(params, updates)
         yield params, state
 

@@ -120,9 +120,9 @@ def build_models():
 
 
 def trajectory(optimizer, params, gradient):
-    state, update = optimizer.init(params), jax.jit(optimizer.update)
+    state = optimizer.init(params)
     for _ in range(STEPS):
-        updates, state = update(gradient(params), state, params)
+        updates, state = optimizer.update(gradient(params), state, params)
         params = optax.apply_updates(params, updates)
         yield params
 
