@@ -36,6 +36,7 @@ from neuron_optax.projections import (
     scale_by_shape,
     skip_nonfinite,
     where_touched,
+    zero_nonfinite,
 )
 from neuron_optax.rates import (
     Rate,
@@ -58,6 +59,8 @@ from neuron_optax.statistics import (
     trust_ratio,
 )
 from neuron_optax.strategies import (
+    ApolloState,
+    MuownState,
     adam_mini,
     apollo,
     delta_bar_delta,
@@ -98,7 +101,9 @@ __all__ = [
     "SLIM_ADAM",
     "TORCH",
     "Accumulator",
+    "ApolloState",
     "Layout",
+    "MuownState",
     "NeuronState",
     "Neurons",
     "Rate",
@@ -167,4 +172,5 @@ __all__ = [
     "trust_ratio",
     "weight_norm_adam",
     "where_touched",
+    "zero_nonfinite",
 ]

@@ -3,6 +3,7 @@
 The first update is step 1. A memory has the shape of the statistic.
 """
 
+import math
 from collections.abc import Callable
 from numbers import Real
 from typing import NamedTuple
@@ -10,7 +11,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from neuron_optax.numerics import require_number
+from neuron_optax.numerics import require_number, require_within
 
 
 class Accumulator(NamedTuple):
@@ -159,7 +160,7 @@ def compounded(
       An accumulator without unit.
 
     Raises:
-      TypeError: if ``gain`` is neither a number nor an array.
+      ValueError: if ``gain`` is a negative number, or 1 is not within the bounds.
 
     Example:
       >>> accumulator = compounded(0.5, high=2.0)
@@ -167,7 +168,8 @@ def compounded(
       >>> float(memory), float(accumulator.update(memory, jnp.array(1.0)))
       (1.5, 2.0)
     """
-    require_number("gain", gain)
+    require_within("gain", gain, 0)
+    require_one_within(low, high)
 
     def update(memory, statistic):
         return jnp.clip(memory * (1 + gain * statistic), low, high)
@@ -197,7 +199,8 @@ def stepwise(
       An accumulator without unit.
 
     Raises:
-      ValueError: if ``decrease`` is a number outside ``[0, 1)``.
+      ValueError: if ``increase`` is a negative number, ``decrease`` one outside
+        ``[0, 1)``, or 1 is not within the bounds.
 
     Reference:
       Jacobs, *Increased rates of convergence through learning rate adaptation* (1988).
@@ -207,8 +210,9 @@ def stepwise(
       >>> accumulator.update(jnp.ones(3), jnp.array([7.0, -7.0, 0.0])).tolist()
       [1.25, 0.5, 1.0]
     """
-    require_number("increase", increase)
+    require_within("increase", increase, 0)
     require_decay("decrease", decrease)
+    require_one_within(low, high)
 
     def update(memory, statistic):
         shrunk = jnp.where(statistic < 0, memory * (1 - decrease), memory)
@@ -216,6 +220,14 @@ def stepwise(
         return jnp.clip(grown, low, high)
 
     return Accumulator(jnp.ones_like, update, _as_is)
+
+
+def require_one_within(low: float | Array | None, high: float | Array | None) -> None:
+    """Raise ``ValueError`` if 1, where a learned memory starts, is out of bounds."""
+    least = low if isinstance(low, Real) else 0
+    most = high if isinstance(high, Real) else math.inf
+    if not 0 <= least <= 1 <= most:
+        raise ValueError(f"bounds must be 0 <= low <= 1 <= high, got {low=}, {high=}")
 
 
 def require_decay(name: str, decay: float | Array) -> None:

@@ -1,5 +1,6 @@
 """Arithmetic that every other file may use: wide enough, derivatives finite."""
 
+import math
 from numbers import Real
 from typing import Any
 
@@ -15,10 +16,18 @@ def widen(array: Any) -> Array:
 def require_number(name: str, value: Any) -> None:
     """Raise ``TypeError`` if ``value`` is neither a number nor an array."""
     if not isinstance(value, Real) and not hasattr(value, "dtype"):
-        raise TypeError(
-            f"{name} must be a number or an array, got {type(value).__name__}; give "
-            "a layout by name, neurons="
-        )
+        by_name = "; give a layout by name, neurons=" * hasattr(value, "rules")
+        kind = type(value).__name__
+        raise TypeError(f"{name} must be a number or an array, got {kind}{by_name}")
+
+
+def require_within(
+    name: str, value: Any, least: int, most: float | int = math.inf
+) -> None:
+    """Raise ``ValueError`` if ``value`` is a number outside ``[least, most]``."""
+    require_number(name, value)
+    if isinstance(value, Real) and not least <= float(value) <= most:
+        raise ValueError(f"{name} must be in [{least}, {most}], got {value}")
 
 
 def root(value: Array) -> Array:

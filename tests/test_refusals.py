@@ -65,6 +65,52 @@ HYPERPARAMETERS = {
         ),
         "bias must be 'own' or 'kernel', got 'none'",
     ),
+    "exponent": (lambda: neuron_optax.frequency_sgd(0.1, -1.0), "exponent must be in"),
+    "clamp": (
+        lambda: neuron_optax.namo_d(0.1, clamp=2.0),
+        r"clamp must be in \[0, 1\]",
+    ),
+    "growth": (lambda: neuron_optax.apollo(0.1, growth=0.5), r"growth must be in \[1,"),
+    "period": (lambda: neuron_optax.apollo(0.1, period=0), r"period must be in \[1,"),
+    "rank": (lambda: neuron_optax.apollo(0.1, rank=0), "rank must be a positive int"),
+    "steps": (lambda: neuron_optax.normuon(0.1, steps=0), r"steps must be in \[1,"),
+    "trust": (lambda: neuron_optax.neuron_lars(0.1, -1.0), "trust_coefficient must be"),
+    "lars eps": (
+        lambda: neuron_optax.neuron_lars(0.1, eps=-1.0),
+        r"eps must be in \[0",
+    ),
+    "increase": (
+        lambda: neuron_optax.delta_bar_delta(0.1, -1.0),
+        "increase must be in",
+    ),
+    "gain": (
+        lambda: neuron_optax.hypergradient_sgd(0.1, 1.5),
+        r"gain must be in \[0, 1",
+    ),
+    "learned bounds": (
+        lambda: neuron_optax.hypergradient_sgd(0.1, low=2.0, high=3.0),
+        "0 <= low <= 1 <= high, got low=2.0, high=3.0",
+    ),
+    "auxiliary": (
+        lambda: neuron_optax.normuon(0.1, auxiliary="("),
+        r"auxiliary must be a regular expression, got '\('",
+    ),
+    "rowwise decay": (
+        lambda: inspect.unwrap(neuron_optax.rowwise_adagrad)(0.1, decay="l1"),
+        "decay must be 'decoupled' or 'l2', got 'l1'",
+    ),
+    "shape": (
+        lambda: inspect.unwrap(neuron_optax.neuron_sgd)(0.1, shape_factor="no"),
+        "shape_factor must be one of",
+    ),
+    "sgd norm": (
+        lambda: inspect.unwrap(neuron_optax.neuron_sgd)(0.1, norm="l1"),
+        "norm must be 'rms' or 'l2', got 'l1'",
+    ),
+    "channels": (
+        lambda: inspect.unwrap(neuron_optax.scale_by_apollo)(channels="all"),
+        "channels must be",
+    ),
     "layer decay": (lambda: layerwise_decay(0.1, 1.5, ["a"]), r"decay must be in \(0"),
     "layers": (lambda: layerwise_decay(0.1, 0.5, ["a", "a"]), "distinct patterns"),
 }

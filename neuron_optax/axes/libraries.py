@@ -47,6 +47,8 @@ FLAX = Layout(
 convolutions (positions, in, out), embeddings (token, feature), biases per entry."""
 
 _ATTENTION = r"(^|/)(query|key)/kernel$"
+_CONVOLUTION = r"(?i)conv[^/]*/kernel$"
+_WHOLE = Neurons(output=())
 
 ADAM_MINI = Layout(
     rules=(
@@ -56,12 +58,15 @@ ADAM_MINI = Layout(
         Rule(r"(^|/)value/kernel$", Neurons(output=(1, 2)), ranks=(3,)),
         Rule(r"(?i)(att(entio)?n|mha)[^/]*/out/kernel$", Neurons(), ranks=(3,)),
         Rule(r"(^|/)kernel$", Neurons(), ranks=(2,)),
-        Rule("", Neurons(output=())),
+        Rule(_CONVOLUTION, _WHOLE),
+        Rule("", _WHOLE, ranks=(0, 1, 2)),
+        Rule("", _WHOLE, ranks=range(3, 9)),  # perhaps a stack of what stands above
     )
 )
 """Flax, with the partition of Adam-mini's authors: one number per head of queries and
 keys, per neuron of values, attention's output and every linear layer, the head's
-included, per token of an embedding, per entry of a bias, one for any other leaf."""
+included, per token of an embedding, per entry of a bias, one for any other leaf.
+`describe` marks leaves of rank 3 and more that are none of these: override stacks."""
 
 SLIM_ADAM = Layout(
     rules=(
@@ -72,12 +77,15 @@ SLIM_ADAM = Layout(
         Rule(r"(?i)(att(entio)?n|mha)[^/]*/out/kernel$", Neurons((0, 1)), ranks=(3,)),
         Rule(r"(?i)(^|/)(lm_)?head/kernel$", Neurons(), ranks=(2,)),
         Rule(r"(^|/)kernel$", _ROWS, ranks=(2,)),
-        Rule("", _ENTRIES),
+        Rule(_CONVOLUTION, _ENTRIES),
+        Rule("", _ENTRIES, ranks=(0, 1, 2)),
+        Rule("", _ENTRIES, ranks=range(3, 9)),  # perhaps a stack of what stands above
     )
 )
 """Flax, with the axes of SlimAdam's authors: one number per neuron of queries and keys,
 per token of an embedding and of a linear layer named head, per input (shared over the
-fan-out) of values, attention's output and other linear layers, per entry elsewhere."""
+fan-out) of values, attention's output and other linear layers, per entry elsewhere.
+`describe` marks leaves of rank 3 and more that are none of these: override stacks."""
 
 TORCH = Layout(
     rules=(

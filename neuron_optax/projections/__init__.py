@@ -8,8 +8,13 @@ from neuron_optax.projections.changes import (
     clip_per_neuron,
     normalize_per_neuron,
 )
-from neuron_optax.projections.guards import skip_nonfinite, where_touched
+from neuron_optax.projections.guards import (
+    skip_nonfinite,
+    where_touched,
+    zero_nonfinite,
+)
 from neuron_optax.projections.matrices import (
+    aspect_ratio,
     from_matrices,
     is_matrix,
     matrix_shape,
@@ -17,6 +22,7 @@ from neuron_optax.projections.matrices import (
     on_matrices,
     orthogonalize,
     preserve_norm,
+    require_whole,
     scale_by_shape,
     to_matrices,
 )
@@ -27,6 +33,7 @@ from neuron_optax.projections.weights import (
 )
 
 __all__ = [
+    "aspect_ratio",
     "centralize_per_neuron",
     "clip_per_neuron",
     "from_matrices",
@@ -40,8 +47,10 @@ __all__ = [
     "project_neurons",
     "project_steps",
     "projected",
+    "require_whole",
     "scale_by_shape",
     "skip_nonfinite",
     "to_matrices",
     "where_touched",
+    "zero_nonfinite",
 ]

@@ -1,13 +1,14 @@
 """Transformations that pass over some neurons: those not finite, those not touched."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array
 
-from neuron_optax.axes import FLAX, Layout, MatrixAxes, Neurons, as_layout
-from neuron_optax.boxes import unbox
-from neuron_optax.projections.stateless import changed
+from neuron_optax.axes import FLAX, Axes, Layout, MatrixAxes, Neurons, as_layout
+from neuron_optax.projections.stateless import around, stateless
 from neuron_optax.statistics import sum_square, touched
-from neuron_optax.trees import cast_like, move
 
 
 def skip_nonfinite(
@@ -35,22 +36,30 @@ def skip_nonfinite(
       >>> update.tolist()
       [[1.0, 0.0], [1.0, 0.0]]
     """
-    layout, inner = as_layout(neurons), optax.with_extra_args_support(inner)
+    return around(inner, as_layout(neurons), _where_finite, _where_finite)
 
-    def where_finite(update, seen, of):
-        finite = jnp.isfinite(sum_square(seen, None, of.fan_in))
-        return jnp.where(finite, update, 0)
 
-    def init(params):
-        layout.resolve(unbox(params))
-        return inner.init(params)
+def zero_nonfinite(
+    *, neurons: Layout | Neurons | MatrixAxes = FLAX
+) -> optax.GradientTransformationExtraArgs:
+    """Take an update that is not finite, or whose square overflows, for zero.
 
-    def update(updates, state, params=None, **extra_args):
-        clean = changed(where_finite, layout, updates, updates)
-        new, moved = move(inner, clean, state, params, extra_args)
-        return changed(where_finite, layout, new, updates), cast_like(moved, state)
+    Args:
+      neurons: the axes that index the neurons, by leaf.
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    Returns:
+      A transformation without state.
+
+    Raises:
+      ValueError: as `scale_per_neuron`.
+
+    Example:
+      >>> optimizer = zero_nonfinite()
+      >>> kernel = jnp.array([[1.0, jnp.nan], [1.0, 1.0]])
+      >>> optimizer.update(kernel, optimizer.init(kernel))[0].tolist()
+      [[1.0, 0.0], [1.0, 0.0]]
+    """
+    return stateless(lambda update, _, of: _where_finite(update, update, of), neurons)
 
 
 def where_touched(
@@ -77,17 +86,13 @@ def where_touched(
       >>> optimizer.update(grads, optimizer.init(weights), weights)[0].tolist()
       [[1.5, 0.0]]
     """
-    layout, inner = as_layout(neurons), optax.with_extra_args_support(inner)
+    return around(inner, as_layout(neurons), _where_touched)
 
-    def where(update, seen, of):
-        return jnp.where(touched(seen, None, of.fan_in) > 0, update, 0)
 
-    def init(params):
-        layout.resolve(unbox(params))
-        return inner.init(params)
+def _where_finite(update: Array, seen: Any, of: Axes) -> Array:
+    finite = jnp.isfinite(sum_square(seen, None, of.fan_in))
+    return jnp.where(finite, update, 0)
 
-    def update(updates, state, params=None, **extra_args):
-        new, state = inner.update(updates, state, params, **extra_args)
-        return changed(where, layout, new, updates), state
 
-    return optax.GradientTransformationExtraArgs(init, update)
+def _where_touched(update: Array, seen: Any, of: Axes) -> Array:
+    return jnp.where(touched(seen, None, of.fan_in) > 0, update, 0)

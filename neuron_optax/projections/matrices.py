@@ -12,9 +12,8 @@ import optax
 from jaxtyping import Array, Inexact
 
 from neuron_optax.axes import FLAX, Axes, Layout, MatrixAxes, Neurons, as_layout
-from neuron_optax.boxes import unbox
-from neuron_optax.numerics import root
-from neuron_optax.projections.stateless import changed, stateless
+from neuron_optax.numerics import require_within, root
+from neuron_optax.projections.stateless import around, stateless
 from neuron_optax.rates import require_positive
 from neuron_optax.statistics import sum_square
 
@@ -60,7 +59,9 @@ def orthogonalize(
       (biases) stay as they are. Where devices share a matrix, each gathers it whole.
 
     Raises:
-      ValueError: if ``eps`` is a number that is not positive; as `scale_per_neuron`.
+      ValueError: if ``eps`` is a number that is not positive or ``steps`` one below 1;
+        as `scale_per_neuron`.
+      NotImplementedError: inside ``shard_map``, where a leaf may be a piece.
 
     Reference:
       Jordan et al., *Muon* (2024), https://kellerjordan.github.io/posts/muon.
@@ -72,6 +73,7 @@ def orthogonalize(
       >>> jnp.linalg.svd(update).S.round(1).tolist()
       [1.100000023841858, 0.699999988079071]
     """
+    require_within("steps", steps, 1)
     require_positive("eps", eps)
 
     def orthogonal(update, param, of):
@@ -88,6 +90,7 @@ def on_matrices(function: Callable[[Matrices], Matrices], of: Axes, leaf: Array)
 
 def to_matrices(of: Axes, leaf: Array) -> Matrices:
     """Return the copies of a leaf in its view as matrices, gathered whole."""
+    require_whole()
     whole = of.whole
     if jax.typeof(leaf).sharding.mesh.explicit_axes:
         leaf = jax.sharding.reshard(leaf, jax.sharding.PartitionSpec())
@@ -111,7 +114,7 @@ def _order(of: Axes) -> tuple[int, ...]:
 
 
 def newton_schulz(
-    matrices: Matrices, steps: int | Array, eps: float | Array
+    matrices: Matrices, steps: int | Array = 5, eps: float | Array = 1e-7
 ) -> Matrices:
     """Iterate Newton-Schulz on matrices, see `orthogonalize`."""
     a, b, c = 3.4445, -4.7750, 2.0315
@@ -163,22 +166,14 @@ def preserve_norm(
       5.0
     """
     require_positive("eps", eps)
-    layout, inner = as_layout(neurons), optax.with_extra_args_support(inner)
 
     def restored(update, before, of):
-        layer = of.output + of.fan_in
+        require_whole()
+        layer = of.layer.fan_in
         size, wanted = (root(sum_square(u, None, layer)) for u in (update, before))
         return update * (wanted / (size + eps))
 
-    def init(params):
-        layout.resolve(unbox(params))
-        return inner.init(params)
-
-    def update(updates, state, params=None, **extra_args):
-        new, state = inner.update(updates, state, params, **extra_args)
-        return changed(restored, layout, new, updates), state
-
-    return optax.GradientTransformationExtraArgs(init, update)
+    return around(inner, as_layout(neurons), restored)
 
 
 def scale_by_shape(
@@ -217,8 +212,27 @@ def scale_by_shape(
     return stateless(scaled, neurons)
 
 
+def aspect_ratio(outputs: int, inputs: int) -> float:
+    r"""Return Muon's factor of a matrix's shape, :math:`\sqrt{\max(1, m/k)}`."""
+    return math.sqrt(max(1.0, outputs / max(inputs, 1)))
+
+
+def require_whole() -> None:
+    """Refuse to work on what may be a piece of a matrix.
+
+    Raises:
+      NotImplementedError: inside ``shard_map``.
+    """
+    if manual := jax.sharding.get_abstract_mesh().manual_axes:
+        raise NotImplementedError(
+            f"inside shard_map over {manual} a leaf may be a piece of its matrix: use "
+            "jit, which gathers it"
+        )
+
+
 def matrix_shape(of: Axes) -> tuple[int, int]:
     """Return the number of neurons and the fan-in of one copy of a leaf."""
+    require_whole()
     whole = of.whole
     outputs, inputs = (
         math.prod(whole.shape[axis] for axis in part)

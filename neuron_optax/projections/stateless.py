@@ -18,7 +18,13 @@ from neuron_optax.axes import (
 )
 from neuron_optax.boxes import rebox, unbox
 from neuron_optax.numerics import widen
-from neuron_optax.trees import cast_like, check_dtypes, check_leaves, map_named
+from neuron_optax.trees import (
+    cast_like,
+    check_dtypes,
+    check_leaves,
+    map_named,
+    move,
+)
 
 Change = Callable[[Array, Array | None, Axes], Array]
 
@@ -42,6 +48,34 @@ def stateless(
 
     def update(updates, state, params=None, **extra_args):
         return changed(change, layout, updates, params), state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def around(
+    inner: optax.GradientTransformation,
+    layout: Layout,
+    after: Change,
+    before: Change | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Return ``inner`` with its updates changed, the dtypes of its state kept.
+
+    Args:
+      inner: the transformation.
+      layout: where the neurons are.
+      after: ``after(update of inner, update that came, axes)`` of one leaf.
+      before: ``before(update, update, axes)``, what ``inner`` gets.
+    """
+    inner = optax.with_extra_args_support(inner)
+
+    def init(params):
+        layout.resolve(unbox(params))
+        return inner.init(params)
+
+    def update(updates, state, params=None, **extra_args):
+        seen = changed(before, layout, updates, updates) if before else updates
+        new, moved = move(inner, seen, state, params, extra_args)
+        return changed(after, layout, new, updates), cast_like(moved, state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

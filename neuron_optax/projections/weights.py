@@ -25,7 +25,8 @@ def project_neurons(
       neurons: the axes that index the neurons, by leaf.
 
     Returns:
-      A tree like ``params``. A neuron of one entry stays as it is, and so do biases. A
+      A tree like ``params``. A neuron of one entry stays as it is, and so do leaves
+      without fan-in (biases). A
       neuron whose entries are all equal becomes zero.
 
     Raises:

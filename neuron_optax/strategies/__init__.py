@@ -1,8 +1,9 @@
 r"""Named strategies: a name, defaults and one composition each.
 
 In their formulas :math:`g` is the gradient, :math:`w` the weights before the step,
-:math:`\eta` the learning rate and :math:`\lambda` the weight decay, which is decoupled:
-it enters no statistic.
+:math:`\eta` the learning rate and :math:`\lambda` the weight decay, which is decoupled
+and enters no statistic but those of `neuron_lars`, `neuron_lamb` and the L2 decay of
+`rowwise_adagrad`.
 
 Under ``optax.inject_hyperparams``, name a function given as ``weight_decay_mask`` in
 ``static_args``, or it is taken for a schedule. With bfloat16 params hyperparameters
@@ -34,8 +35,8 @@ Bytes are of the state per parameter of a kernel of 1024 x 1024 in float32::
   muown               <g, w/|w|>       Adam           on magnitudes    Muon         4.02
   apollo              |Adam Pg|/|Pg|   latest         a                g            2.00
 
-Where the last column says "none known", no package that could be used was found, or it
-computes something else::
+"None known" says that no package on PyPI offers it as its authors have it; the oracle
+is from the equations alone::
 
   strategy            source                         agrees with, beside its oracle
   layerwise           -                              -
@@ -59,7 +60,7 @@ computes something else::
   normuon             arXiv:2510.05491               pytorch_optimizer
   namo_d              github.com/minxin-zhg/namo     none known
   muown               arXiv:2605.10797               none known
-  apollo              arXiv:2412.05270               none known
+  apollo              arXiv:2412.05270               apollo-torch
 """
 
 from neuron_optax.strategies.activity import (
@@ -80,8 +81,8 @@ from neuron_optax.strategies.learned import (
     hypergradient_sgd,
     scale_by_agreement,
 )
-from neuron_optax.strategies.lowrank import apollo, scale_by_apollo
-from neuron_optax.strategies.magnitudes import muown
+from neuron_optax.strategies.lowrank import ApolloState, apollo, scale_by_apollo
+from neuron_optax.strategies.magnitudes import MuownState, muown
 from neuron_optax.strategies.moments import adam_mini, slim_adam, subset_norm_adam
 from neuron_optax.strategies.normalized import (
     nero,
@@ -93,6 +94,8 @@ from neuron_optax.strategies.trust import neuron_lamb, neuron_lars
 from neuron_optax.strategies.weights import scale_by_weight_norm, weight_norm_adam
 
 __all__ = [
+    "ApolloState",
+    "MuownState",
     "adam_mini",
     "apollo",
     "delta_bar_delta",

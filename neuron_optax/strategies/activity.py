@@ -7,7 +7,7 @@ import optax
 from neuron_optax.accumulators import average, ema
 from neuron_optax.axes import FLAX
 from neuron_optax.core import scale_per_neuron
-from neuron_optax.numerics import require_number
+from neuron_optax.numerics import require_within
 from neuron_optax.rates import power
 from neuron_optax.statistics import touched
 from neuron_optax.strategies.alias import (
@@ -70,7 +70,7 @@ def scale_by_frequency(
       >>> update.tolist()
       [[1.0, 2.0]]
     """
-    require_number("exponent", exponent)
+    require_within("exponent", exponent, 0)
     return scale_per_neuron(
         touched,
         average() if decay is None else ema(decay),
@@ -124,7 +124,8 @@ def frequency_sgd(
 
     Returns:
       A chain; the memory of its `NeuronState` is the number of active steps, or their
-      running mean. A neuron that was never active has the factor 0.
+      running mean. A neuron that was never active has the
+      factor 0, or ``low``.
 
     Raises:
       ValueError: for a hyperparameter out of range, or as `scale_per_neuron`.
@@ -200,7 +201,8 @@ def frequency_adam(
 
     Returns:
       A chain; the memory of its `NeuronState` is the number of active steps, or their
-      running mean. A neuron that was never active has the factor 0.
+      running mean. A neuron that was never active has the
+      factor 0, or ``low``.
 
     Raises:
       ValueError: for a hyperparameter out of range, or as `scale_per_neuron`.

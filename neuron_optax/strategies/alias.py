@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Hashable
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import optax
@@ -68,6 +68,17 @@ def times(rate: optax.ScalarOrSchedule, factor: Scalar) -> optax.ScalarOrSchedul
     return rate * factor
 
 
+def at_step(rate: optax.ScalarOrSchedule, step: Array) -> Any:
+    """Return a learning rate, of a schedule that of the step."""
+    return rate(step) if callable(rate) else rate
+
+
+def mean_momentum(b1: Scalar, nesterov: bool = False) -> optax.GradientTransformation:
+    """Return the running mean of the gradients, or Nesterov's look ahead of it."""
+    require_decay("b1", b1)
+    return optax.chain(optax.scale(1 - b1), optax.trace(b1, nesterov))
+
+
 def correct_late(b2: Scalar) -> optax.GradientTransformation:
     r"""Scale by :math:`\sqrt{1 - \beta_2^t}`, where eps is added before correcting."""
     return optax.scale_by_schedule(lambda step: jnp.sqrt(1 - widen(b2) ** (step + 1)))
@@ -76,6 +87,12 @@ def correct_late(b2: Scalar) -> optax.GradientTransformation:
 def matrices_and_rest(matrices, rest, neurons: NeuronsLike, auxiliary: str):
     """Give matrices one transformation, other leaves and those named so another."""
     layout = as_layout(neurons)
+    try:
+        re.compile(auxiliary)
+    except (re.error, TypeError) as error:
+        raise ValueError(
+            f"auxiliary must be a regular expression, got {auxiliary!r}"
+        ) from error
 
     def labels(params):
         axes = layout.resolve(unbox(params))
@@ -87,7 +104,7 @@ def matrices_and_rest(matrices, rest, neurons: NeuronsLike, auxiliary: str):
         return map_named(label, params, is_leaf=is_box)
 
     both: dict[Hashable, optax.GradientTransformation] = {
-        "matrix": skip_nonfinite(matrices, neurons=neurons),
+        "matrix": matrices,
         "rest": skip_nonfinite(rest, neurons=neurons),
     }
     return optax.partition(both, labels)

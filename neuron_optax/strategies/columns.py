@@ -1,6 +1,5 @@
 """Muon's directions, with one number per input of a layer: columns, not neurons."""
 
-import functools
 import math
 from typing import Any
 
@@ -10,14 +9,15 @@ import optax
 from jaxtyping import Array
 
 from neuron_optax.accumulators import require_decay
-from neuron_optax.axes import FLAX, as_layout, check_numbers, map_axes, unview, view
+from neuron_optax.axes import FLAX, as_layout, check_numbers, map_axes
 from neuron_optax.boxes import box_numbers, rebox, unbox
 from neuron_optax.core import NeuronState
-from neuron_optax.numerics import root, widen
+from neuron_optax.numerics import require_within, root, widen
 from neuron_optax.projections import (
     matrix_shape,
     newton_schulz,
     on_matrices,
+    skip_nonfinite,
 )
 from neuron_optax.rates import require_positive
 from neuron_optax.statistics import sum_square
@@ -26,9 +26,11 @@ from neuron_optax.strategies.alias import (
     NeuronsLike,
     Scalar,
     adam,
+    at_step,
     decoupled_decay,
     descend,
     matrices_and_rest,
+    mean_momentum,
     require_adam,
 )
 from neuron_optax.trees import cast_like, check_dtypes, check_leaves
@@ -106,31 +108,34 @@ def namo_d(
       >>> optax.tree.get(state, "NeuronState").memory["kernel"].shape
       (3, 1)
     """
-    require_decay("b1", b1)
     require_decay("b2", b2)
     require_positive("eps", eps)
     require_positive("clamp", clamp)
+    require_within("clamp", clamp, 0, 1)
+    require_within("steps", steps, 1)
     require_adam(adam_b1, adam_b2, adam_eps)
     layout = as_layout(neurons)
-    momentum = optax.chain(optax.scale(1 - b1), optax.trace(b1, nesterov))
+    momentum = mean_momentum(b1, nesterov)
     decay = decoupled_decay(weight_decay, weight_decay_mask)
-    orthogonal = functools.partial(newton_schulz, steps=steps, eps=1e-7)
+
+    def resolve(tree):  # blocks of neurons have the same inputs
+        return {path: of.whole.swapped for path, of in layout.resolve(tree).items()}
 
     def squares(axes, updates):
-        column = lambda of, u: sum_square(widen(u), None, of.output)
+        column = lambda of, u: sum_square(widen(u), None, of.fan_in)
         return map_axes(column, axes, updates)
 
     def clamped(of, u, v):
-        column = root(sum_square(u, None, of.output)) / (root(v) + eps)
-        mean = jnp.mean(column, axis=of.fan_in, keepdims=True)
+        column = root(sum_square(u, None, of.fan_in)) / (root(v) + eps)
+        mean = jnp.mean(column, axis=of.output, keepdims=True)
         return jnp.clip(column, clamp * mean, mean / clamp)
 
     def init(params):
         plain = unbox(params)
         check_dtypes(plain)
-        axes = layout.resolve(plain)
-        blank = jax.eval_shape(lambda p: squares(axes, view(axes, p)), plain)
-        names = lambda path: axes[path].swapped.names
+        axes = resolve(plain)
+        blank = jax.eval_shape(lambda p: squares(axes, p), plain)
+        names = lambda path: axes[path].names
         return NeuronState(
             step=jnp.zeros([], jnp.int32),
             memory=box_numbers(jax.tree.map(jnp.zeros_like, blank), params, names),
@@ -143,36 +148,40 @@ def namo_d(
             raise ValueError("namo_d needs the weights: pass params to update()")
         plain, memory = unbox(updates), unbox(state.memory)
         check_leaves(plain, memory, unbox(params))
-        axes = layout.resolve(plain)
-        check_numbers({p: of.swapped for p, of in axes.items()}, memory, "the state")
+        axes = resolve(plain)
+        check_numbers(axes, memory, "the state")
 
         step = jnp.asarray(optax.safe_increment(state.step))
-        eta = learning_rate(state.step) if callable(learning_rate) else learning_rate
+        eta = at_step(learning_rate, state.step)
         alpha = eta * jnp.sqrt(1 - widen(b2) ** step) / (1 - widen(b1) ** step)
-        squared = squares(axes, view(axes, plain))
-        memory = jax.tree.map(lambda v, s: b2 * v + (1 - b2) * s, memory, squared)
+        now = jax.tree.map(
+            lambda v, s: b2 * v + (1 - b2) * s, memory, squares(axes, plain)
+        )
+        memory = jax.tree.map(
+            lambda v, old: jnp.where(jnp.isfinite(v), v, old), now, memory
+        )
         moved, trace = momentum.update(updates, state.direction[0])
-        moved = jax.tree.map(widen, view(axes, unbox(moved)))
+        moved = jax.tree.map(widen, unbox(moved))
         rate = map_axes(clamped, axes, moved, memory)
         zeros = optax.tree.zeros_like(updates)
-        decayed, decays = decay.update(zeros, state.direction[1], params)
+        decayed, lost = decay.update(zeros, state.direction[1], params)
 
         def stepped(of, c, u, w):
             size = 0.2 * math.sqrt(max(matrix_shape(of))) * alpha * c
-            turned = on_matrices(orthogonal, of, u)
+            turned = on_matrices(lambda m: newton_schulz(m, steps), of, u)
             return -(jnp.minimum(alpha * c, 1) * w + jnp.minimum(size, 1) * turned)
 
-        new = map_axes(stepped, axes, rate, moved, view(axes, unbox(decayed)))
-        new = rebox(cast_like(unview(axes, new), plain), updates)
+        new = map_axes(stepped, axes, rate, moved, unbox(decayed))
+        new = rebox(cast_like(new, plain), updates)
         memory, rate = rebox(memory, state.memory), rebox(rate, state.rate)
-        return new, cast_like(NeuronState(step, memory, rate, (trace, decays)), state)
+        return new, cast_like(NeuronState(step, memory, rate, (trace, lost)), state)
 
     columns = optax.GradientTransformationExtraArgs(init, update)
     other = learning_rate if adam_learning_rate is None else adam_learning_rate
-    decay_ = weight_decay, weight_decay_mask
+    decays = weight_decay, weight_decay_mask
     return matrices_and_rest(
-        columns,
-        descend(adam(adam_b1, adam_b2, adam_eps), other, *decay_),
+        skip_nonfinite(columns, neurons=neurons),
+        descend(adam(adam_b1, adam_b2, adam_eps), other, *decays),
         neurons,
         auxiliary,
     )

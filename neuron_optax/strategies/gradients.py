@@ -1,5 +1,6 @@
 """Rates from gradient statistics."""
 
+import functools
 from typing import Any, Literal
 
 import optax
@@ -208,8 +209,10 @@ def rowwise_adagrad(
     """
     if decay not in ("decoupled", "l2"):
         raise ValueError(f"decay must be 'decoupled' or 'l2', got {decay!r}")
+    if not isinstance(lazy, bool):
+        raise TypeError(f"lazy must be True or False, got {lazy!r}")
+    lazily = functools.partial(where_touched, neurons=neurons)
     decayed = decoupled_decay(weight_decay, weight_decay_mask)
-    decayed = where_touched(decayed, neurons=neurons) if lazy else decayed
     scaled = scale_per_neuron(
         mean_square,
         total(initial_accumulator_value),
@@ -217,5 +220,9 @@ def rowwise_adagrad(
         neurons=neurons,
         bias=bias,
     )
-    order = (decayed, scaled) if decay == "l2" else (scaled, decayed)
-    return optax.chain(*order, optax.scale_by_learning_rate(learning_rate))
+    if decay == "l2":
+        step = optax.chain(lazily(decayed) if lazy else decayed, scaled)
+    else:
+        step = optax.chain(scaled, decayed)
+        step = lazily(step) if lazy else step
+    return optax.chain(step, optax.scale_by_learning_rate(learning_rate))

@@ -11,10 +11,11 @@ from neuron_optax.accumulators import ema
 from neuron_optax.axes import FLAX, PER_ENTRY, as_layout, map_axes, unview, view
 from neuron_optax.boxes import rebox, unbox
 from neuron_optax.core import scale_per_neuron
-from neuron_optax.numerics import root, widen
+from neuron_optax.numerics import require_within, root, widen
 from neuron_optax.projections import (
     from_matrices,
     matrix_shape,
+    skip_nonfinite,
     to_matrices,
 )
 from neuron_optax.rates import inverse_root, require_positive
@@ -41,7 +42,13 @@ class ApolloState(NamedTuple):
       mu: mean of the projected gradients.
       nu: mean of their squares.
       size: norms of the last updates, (copies, 1, 1).
-      rate: the factors last applied, (copies, 1, channels).
+      rate: the factors last applied, (copies, 1, channels); of a layer they are equal.
+
+    Example:
+      >>> from neuron_optax import apollo
+      >>> state = apollo(0.1, rank=2).init({"kernel": jnp.ones((8, 3))})
+      >>> optax.tree.get(state, "ApolloState").nu["kernel"].shape
+      (1, 2, 8)
     """
 
     step: jax.Array
@@ -117,6 +124,11 @@ def scale_by_apollo(
     Raises:
       ValueError: for a hyperparameter out of range, or as `scale_per_neuron`.
 
+    Note:
+      Leaves of one shape share a projection; a new one finds the moments of the old.
+      Gradients of zero do not count where growth is limited; in the authors' code the
+      next one is all but stopped.
+
     Reference:
       Zhu et al., *APOLLO* (2024), arXiv:2412.05270, as coded by its authors, who scale
       the whole gradient.
@@ -128,6 +140,12 @@ def scale_by_apollo(
     """
     require_adam(b1, b2, eps)
     require_positive("scale", scale)
+    require_within("growth", growth, 1)
+    require_within("period", period, 1)
+    if not isinstance(rank, int) or rank < 1:
+        raise ValueError(
+            f"rank must be a positive integer, static if injected, got {rank!r}"
+        )
     if channels not in ("larger", "neuron", "layer"):
         raise ValueError(
             f"channels must be 'larger', 'neuron' or 'layer', got {channels!r}"
@@ -148,6 +166,13 @@ def scale_by_apollo(
     def shape(of, side):
         copies, small, _ = side.shape
         return copies, min(rank, small), small
+
+    def limited(now, before):
+        excess = jnp.maximum(now / (before + 1e-8), growth) / growth
+        return jnp.where(before == 0, 1.0, excess)
+
+    def kept(before, now, limit):  # a gradient of zero does not count
+        return jnp.where(now == 0, before, now / limit)
 
     def init(params):
         plain = unbox(params)
@@ -191,31 +216,27 @@ def scale_by_apollo(
         rate = jax.tree.map(
             lambda n, r: n / (r + 1e-8), size(steps, over), size(low, over)
         )
-        scaled = jax.tree.map(jnp.multiply, grads, rate)
-        now = size(scaled, (-2, -1))
-        first = state.step == 0
-        excess = lambda n, before: jnp.maximum(n / (before + 1e-8), growth) / growth
-        limit = jax.tree.map(
-            lambda n, before: jnp.where(first, 1.0, excess(n, before)), now, state.size
-        )
-        scaled = jax.tree.map(lambda u, over: u / over * jnp.sqrt(scale), scaled, limit)
+        now = size(jax.tree.map(jnp.multiply, grads, rate), (-2, -1))
+        limit = jax.tree.map(limited, now, state.size)
+        rate = jax.tree.map(lambda s, over: s / over * jnp.sqrt(scale), rate, limit)
         new = map_axes(
-            lambda of, u, like: from_matrices(of, turned(of, u), like),
+            lambda of, s, g, like: from_matrices(of, turned(of, s * g), like),
             axes,
-            scaled,
+            rate,
+            grads,
             seen,
         )
-        new = rebox(cast_like(unview(axes, new), plain), updates)
-        state_ = ApolloState(
+        after = ApolloState(
             step=jnp.asarray(optax.safe_increment(state.step)),
             mu=mu,
             nu=nu,
-            size=jax.tree.map(jnp.divide, now, limit),
+            size=jax.tree.map(kept, state.size, now, limit),
             rate=jax.tree.map(
-                lambda s, old: jnp.broadcast_to(s, old.shape), rate, state.rate
+                lambda s, like: s + jnp.zeros_like(like), rate, state.rate
             ),
         )
-        return new, cast_like(state_, state)
+        new = rebox(cast_like(unview(axes, new), plain), updates)
+        return new, cast_like(after, state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -245,7 +266,7 @@ def apollo(
       w' = w - \eta\, \frac{\sqrt{1 - \beta_2^t}}{1 - \beta_1^t}\, u, \qquad
       w \leftarrow (1 - \eta \lambda)\, w'
 
-    and Adam with the same order of operations for all but matrices.
+    and AdamW with the same order of operations for all but matrices.
 
     Args:
       learning_rate: :math:`\eta`, in units of the parameter; scalar or schedule.
@@ -304,7 +325,7 @@ def apollo(
     )
     first = lambda step: 1 / (1 - widen(b1) ** (step + 1))
     scaled = optax.chain(
-        scaled,
+        skip_nonfinite(scaled, neurons=neurons),
         optax.scale_by_schedule(first),
         correct_late(b2),
     )

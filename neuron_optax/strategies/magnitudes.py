@@ -1,7 +1,5 @@
 """Muon on the directions of the neurons, Adam on their magnitudes."""
 
-import functools
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -9,14 +7,15 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from neuron_optax.accumulators import require_decay
 from neuron_optax.axes import FLAX, as_layout, check_numbers, map_axes, unview, view
 from neuron_optax.boxes import box_numbers, rebox, unbox
-from neuron_optax.numerics import widen
+from neuron_optax.numerics import require_within, widen
 from neuron_optax.projections import (
+    aspect_ratio,
     matrix_shape,
     newton_schulz,
     on_matrices,
+    zero_nonfinite,
 )
 from neuron_optax.statistics import norm
 from neuron_optax.strategies.alias import (
@@ -24,9 +23,11 @@ from neuron_optax.strategies.alias import (
     NeuronsLike,
     Scalar,
     adam,
+    at_step,
     decoupled_decay,
     descend,
     matrices_and_rest,
+    mean_momentum,
     require_adam,
 )
 from neuron_optax.trees import cast_like, check_dtypes, check_leaves
@@ -45,6 +46,12 @@ class MuownState(NamedTuple):
       direction: state of the momentum of the directions.
       moments: Adam's state of the magnitudes.
       decay: state of the weight decay.
+
+    Example:
+      >>> from neuron_optax import muown
+      >>> state = muown(0.1).init({"kernel": jnp.ones((8, 3))})
+      >>> optax.tree.get(state, "MuownState").magnitude["kernel"].shape
+      (1, 3)
     """
 
     step: jax.Array
@@ -109,7 +116,8 @@ def muown(
     Note:
       It changes the coordinates of the weights, which does not fit `scale_per_neuron`:
       it is a transformation of its own, without factors to bound or redistribute. A
-      neuron of zero weights counts with a norm of 1e-12.
+      neuron of zero weights counts with a norm of 1e-12, which is zero in float16:
+      there it never moves. A gradient that is not finite counts as zero.
 
     Reference:
       *Muown* (2026), arXiv:2605.10797, as coded in
@@ -123,10 +131,10 @@ def muown(
       >>> round(optax.tree.get(state, "magnitude")["kernel"].item(), 3)
       4.9
     """
-    require_decay("b1", b1)
+    require_within("steps", steps, 1)
     require_adam(adam_b1, adam_b2, eps)
     layout = as_layout(neurons)
-    momentum = optax.chain(optax.scale(1 - b1), optax.trace(b1))
+    momentum = mean_momentum(b1)
     moments = adam(adam_b1, adam_b2, eps)
     decay = decoupled_decay(weight_decay, weight_decay_mask)
 
@@ -135,10 +143,8 @@ def muown(
         return map_axes(size, axes, tree)
 
     def orthogonal(of, m):
-        outputs, inputs = matrix_shape(of)
-        iterate = functools.partial(newton_schulz, steps=steps, eps=1e-7)
-        aspect = math.sqrt(max(1.0, outputs / max(inputs, 1)))
-        return aspect * on_matrices(iterate, of, m)
+        turned = on_matrices(lambda x: newton_schulz(x, steps), of, m)
+        return aspect_ratio(*matrix_shape(of)) * turned
 
     def init(params):
         plain = unbox(params)
@@ -169,51 +175,46 @@ def muown(
         first = lambda old, now: jnp.where(state.step == 0, now, old)
         norms = sizes(axes, weights)
         magnitude, size = (jax.tree.map(first, t, norms) for t in (magnitude, size))
-        eta = learning_rate(state.step) if callable(learning_rate) else learning_rate
+        eta = at_step(learning_rate, state.step)
+        away_from_zero = lambda c: jnp.where(jnp.abs(c) < LEAST, LEAST, c)
+        magnitude = jax.tree.map(away_from_zero, magnitude)
         unit = jax.tree.map(jnp.divide, weights, magnitude)
         product = jax.tree.map(lambda g, n: jnp.real(jnp.conj(n) * g), grads, unit)
         inner = lambda of, p: jnp.sum(p, axis=of.fan_in, keepdims=True)
         along = map_axes(inner, axes, product)
-        across = jax.tree.map(
-            lambda g, y, n, c, h: c / h * (g - y * n),
-            grads,
-            along,
-            unit,
-            magnitude,
-            size,
-        )
+        across = jax.tree.map(lambda g, y, n: g - y * n, grads, along, unit)
+        across = jax.tree.map(lambda c, h, q: c / h * q, magnitude, size, across)
+
         across = rebox(unview(axes, across), updates)
         moved, direction = momentum.update(across, state.direction)
         turned = map_axes(orthogonal, axes, view(axes, unbox(moved)))
         turned = jax.tree.map(lambda h, n, o: h * n - eta * o, size, unit, turned)
         size = sizes(axes, turned)
 
-        along = rebox(along, state.magnitude)
-        steps_, moved_ = moments.update(along, state.moments)
-        magnitude = jax.tree.map(lambda c, s: c - eta * s, magnitude, unbox(steps_))
+        grown, adams = moments.update(rebox(along, state.magnitude), state.moments)
+        magnitude = jax.tree.map(lambda c, s: c - eta * s, magnitude, unbox(grown))
         boxed = rebox(magnitude, state.magnitude)
         lost, decays = decay.update(optax.tree.zeros_like(boxed), state.decay, boxed)
         magnitude = jax.tree.map(lambda c, d: c - eta * d, magnitude, unbox(lost))
-        new = jax.tree.map(
-            lambda c, z, h, w: c * z / h - w, magnitude, turned, size, weights
+
+        new = jax.tree.map(lambda c, z, h: c * z / h, magnitude, turned, size)
+        new = jax.tree.map(jnp.subtract, new, weights)
+        after = MuownState(
+            step=jnp.asarray(optax.safe_increment(state.step)),
+            magnitude=rebox(magnitude, state.magnitude),
+            size=rebox(size, state.size),
+            direction=direction,
+            moments=adams,
+            decay=decays,
         )
         new = rebox(cast_like(unview(axes, new), plain), updates)
-        state_ = MuownState(
-            jnp.asarray(optax.safe_increment(state.step)),
-            rebox(magnitude, state.magnitude),
-            rebox(size, state.size),
-            direction,
-            moved_,
-            decays,
-        )
-        return new, cast_like(state_, state)
+        return new, cast_like(after, state)
 
     polar = optax.GradientTransformationExtraArgs(init, update)
     other = learning_rate if adam_learning_rate is None else adam_learning_rate
-    decays = weight_decay, weight_decay_mask
     return matrices_and_rest(
-        polar,
-        descend(adam(adam_b1, adam_b2, eps), other, *decays),
+        optax.chain(zero_nonfinite(neurons=neurons), polar),
+        descend(adam(adam_b1, adam_b2, eps), other, weight_decay, weight_decay_mask),
         neurons,
         auxiliary,
     )

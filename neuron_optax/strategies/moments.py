@@ -1,13 +1,13 @@
 """Adam with a second moment shared by some entries of a layer."""
 
+from collections.abc import Callable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import optax
 
 from neuron_optax.accumulators import ema
-from neuron_optax.axes import FLAX, SLIM_ADAM
+from neuron_optax.axes import FLAX, SLIM_ADAM, as_layout
+from neuron_optax.boxes import is_box, unbox
 from neuron_optax.core import scale_per_neuron
 from neuron_optax.rates import inverse_root
 from neuron_optax.statistics import mean_square, sum_square
@@ -21,6 +21,7 @@ from neuron_optax.strategies.alias import (
     require_adam,
     shaped,
 )
+from neuron_optax.trees import map_named
 
 
 def adam_mini(
@@ -125,7 +126,7 @@ def slim_adam(
       weight_decay: :math:`\lambda`, multiplied by the base learning rate.
       weight_decay_mask: what decays, a tree of booleans or a function of the params
         (in ``static_args`` under ``optax.inject_hyperparams``); ``None`` for leaves of
-        rank 2 and more.
+        rank 2 and more, stacks not counted.
       neurons: the axes to keep, by leaf; the others share one number.
       bias: whose factor a bias uses, see `scale_per_neuron`.
       low: least factor; ``None`` for no bound.
@@ -143,11 +144,12 @@ def slim_adam(
       its rules for the axes are the layout ``SLIM_ADAM``.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> params = {"Dense_0": {"kernel": jnp.ones((3, 2))}}
       >>> slim_adam(1e-3).init(params)[0].memory["Dense_0"]["kernel"].shape
       (3, 1)
     """
-    mask = _of_rank_two if weight_decay_mask is None else weight_decay_mask
+    mask = _matrices(neurons) if weight_decay_mask is None else weight_decay_mask
     return adam_mini(
         learning_rate,
         b1,
@@ -218,6 +220,7 @@ def subset_norm_adam(
       AdamWSN of https://github.com/timmytonga/sn-sm.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> from neuron_optax import Neurons
       >>> kernel = jnp.ones((6, 2))  # fan-in 6, two neurons
       >>> parts = Neurons(output=(0, 1), blocks=((0, 3),))  # of two entries each
@@ -237,6 +240,16 @@ def subset_norm_adam(
     return descend_then_decay(scaled, learning_rate, weight_decay, weight_decay_mask)
 
 
-def _of_rank_two(params: Any) -> Any:
-    """Mask the leaves that decay in SlimAdam."""
-    return jax.tree.map(lambda leaf: jnp.ndim(leaf) >= 2, params)
+def _matrices(neurons: NeuronsLike) -> Callable[[Any], Any]:
+    """Return the mask of what decays in SlimAdam: all that has two axes in a layer."""
+
+    def mask(params):
+        axes = as_layout(neurons).resolve(unbox(params))
+        rank = lambda of: len(of.shape) - len(of.whole.stack)
+        return map_named(
+            lambda path, _: path in axes and rank(axes[path]) >= 2,
+            params,
+            is_leaf=is_box,
+        )
+
+    return mask

@@ -13,8 +13,10 @@ from neuron_optax.boxes import box_numbers, rebox, unbox
 from neuron_optax.core import scale_per_neuron
 from neuron_optax.numerics import widen
 from neuron_optax.projections import (
+    aspect_ratio,
     project_steps,
     projected,
+    require_whole,
     scale_by_shape,
     skip_nonfinite,
 )
@@ -33,7 +35,7 @@ from neuron_optax.trees import cast_like, check_dtypes, check_leaves
 
 SHAPE_FACTORS = {
     "none": lambda outputs, inputs: 1.0,
-    "aspect": lambda outputs, inputs: math.sqrt(max(1.0, outputs / max(inputs, 1))),
+    "aspect": aspect_ratio,
     "fan_in": lambda outputs, inputs: 1.0 / math.sqrt(max(inputs, 1)),
 }
 
@@ -240,6 +242,7 @@ def scale_by_initial_norm(
     layout = as_layout(neurons)
 
     def measure(of, weights):
+        require_whole()
         norms = l2(projected(widen(weights), of), None, of.fan_in)
         count = math.prod(of.view[axis] for axis in of.output)
         size = jnp.sum(norms, axis=of.output, keepdims=True) / max(count, 1)
@@ -256,7 +259,9 @@ def scale_by_initial_norm(
 
     def update(updates, state, params=None, **extra_args):
         if params is None:
-            raise ValueError("the size of the weights is needed: pass params")
+            raise ValueError(
+                "scale_by_initial_norm needs the weights: pass params to update()"
+            )
         plain, size, weights = unbox(updates), unbox(state.size), unbox(params)
         check_leaves(plain, size, weights)
         axes = layout.resolve(plain)

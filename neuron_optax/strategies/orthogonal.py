@@ -1,15 +1,15 @@
 """Muon's directions, orthogonal matrices, with one number per neuron."""
 
-import math
 from typing import Any
 
 import optax
 from jaxtyping import Array
 
-from neuron_optax.accumulators import ema, require_decay
+from neuron_optax.accumulators import ema
 from neuron_optax.axes import FLAX
 from neuron_optax.core import scale_per_neuron
 from neuron_optax.projections import (
+    aspect_ratio,
     orthogonalize,
     preserve_norm,
     scale_by_shape,
@@ -24,6 +24,7 @@ from neuron_optax.strategies.alias import (
     adam,
     descend,
     matrices_and_rest,
+    mean_momentum,
     require_adam,
     shaped,
     times,
@@ -86,9 +87,7 @@ def scale_by_normuon(
       >>> bool(jnp.allclose(sizes[0], sizes[1]))
       True
     """
-    require_decay("b1", b1)
     matrices = neurons if matrices is None else matrices
-    aspect = lambda outputs, inputs: math.sqrt(max(1.0, outputs / max(inputs, 1)))
     equalized = scale_per_neuron(
         mean_square,
         ema(b2, debias=False),
@@ -96,11 +95,10 @@ def scale_by_normuon(
         neurons=neurons,
     )
     scaled = optax.chain(
-        optax.scale(1 - b1),
-        optax.trace(b1, nesterov),
+        mean_momentum(b1, nesterov),
         orthogonalize(steps, neurons=matrices),
         preserve_norm(equalized, neurons=matrices),
-        scale_by_shape(aspect, neurons=matrices),
+        scale_by_shape(aspect_ratio, neurons=matrices),
     )
     return skip_nonfinite(scaled, neurons=neurons)
 
@@ -150,7 +148,9 @@ def normuon(
         AdamW even if they are matrices: embeddings and the head, whose rows are tokens.
       neurons: the axes that index the neurons, by leaf. Queries, keys and values are
         one matrix for all heads, a convolution is one row per output channel.
-      matrices: the axes of the matrices; ``None`` for ``neurons``.
+      matrices: the axes of the matrices; ``None`` for ``neurons``, under which a leaf
+        without a fan-in (``PER_ENTRY``) or without neurons (``PER_LAYER``) is none and
+        AdamW's.
       low: least factor; ``None`` for no bound.
       high: largest factor; ``None`` for no bound.
       redistribute: divide the factors of a layer by their mean, before the bounds.

@@ -8,9 +8,9 @@ import optax
 from neuron_optax.accumulators import latest
 from neuron_optax.axes import FLAX
 from neuron_optax.core import scale_per_neuron
-from neuron_optax.numerics import require_number
+from neuron_optax.numerics import require_within
 from neuron_optax.projections import skip_nonfinite
-from neuron_optax.rates import identity
+from neuron_optax.rates import identity, require_positive
 from neuron_optax.statistics import norm, param_norm, trust_ratio
 from neuron_optax.strategies.alias import (
     Bias,
@@ -46,7 +46,8 @@ def neuron_lars(
       r_i = c\, \lVert w_i \rVert / (\lVert u_i \rVert + \epsilon), \qquad
       M_t = \mu M_{t-1} + \eta\, r\, u, \qquad \Delta_t = -M_t
 
-    with :math:`r_i = 1` where one of the norms is zero.
+    with :math:`r_i = 1` where one of the norms is zero: a neuron of zero weights takes
+    a step that the coefficient does not make small.
 
     Args:
       learning_rate: :math:`\eta`, in units of the parameter; scalar or schedule.
@@ -60,8 +61,8 @@ def neuron_lars(
       neurons: the axes that index the neurons, by leaf. Under ``PER_LAYER`` it is
         ``optax.lars``.
       bias: whose factor a bias uses, see `scale_per_neuron`. With its own, each entry
-        of a bias is a neuron and moves by a share of itself; ``"kernel"`` is better
-        unless biases are masked away.
+        of a bias is a neuron and moves by a share of itself, as under ``PER_LAYER``
+        the whole bias does; ``"kernel"`` lets it move with its neuron.
       low: least factor; ``None`` for no bound.
       high: largest factor; ``None`` for no bound.
       redistribute: divide the factors of a layer by their mean, before the bounds.
@@ -86,7 +87,8 @@ def neuron_lars(
       >>> optimizer.update(grads, optimizer.init(kernel), kernel)[0].tolist()
       [[0.0, -1.0], [-2.5, 0.0]]
     """
-    require_number("trust_coefficient", trust_coefficient)
+    require_positive("trust_coefficient", trust_coefficient)
+    require_within("eps", eps, 0)
 
     def ratio(update, param, fan_in):
         weight, size = param_norm(update, param, fan_in), norm(update, None, fan_in)
@@ -144,8 +146,8 @@ def neuron_lamb(
       neurons: the axes that index the neurons, by leaf. Under ``PER_LAYER`` it is
         ``optax.lamb``.
       bias: whose factor a bias uses, see `scale_per_neuron`. With its own, each entry
-        of a bias is a neuron and moves by a share of itself; ``"kernel"`` is better
-        unless biases are masked away.
+        of a bias is a neuron and moves by a share of itself, as under ``PER_LAYER``
+        the whole bias does; ``"kernel"`` lets it move with its neuron.
       low: least factor; ``None`` for no bound.
       high: largest factor; ``None`` for no bound.
       redistribute: divide the factors of a layer by their mean, before the bounds.
