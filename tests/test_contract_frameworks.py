@@ -15,6 +15,8 @@ from flax.training.train_state import TrainState
 
 from tests.contract_models import CONTENDERS, FREE, run, tree_of
 
+pytestmark = pytest.mark.slow
+
 every_strategy = pytest.mark.parametrize("make", CONTENDERS)
 
 PARAMS = tree_of()

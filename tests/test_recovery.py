@@ -1,5 +1,7 @@
 """Bad steps, zeros and pieces: what strategies of whole matrices must survive."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,11 +17,18 @@ def normal(shape, seed=0):
     return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
 
 
+@functools.cache
+def compiled(make, rate):
+    """Build an optimizer that is compiled once for all tests."""
+    optimizer = make(rate)
+    return optimizer._replace(update=jax.jit(optimizer.update))
+
+
 def trajectory(optimizer, params, gradients):
     """Return params and state after every step."""
-    state, update, trail = optimizer.init(params), jax.jit(optimizer.update), []
+    state, trail = optimizer.init(params), []
     for gradient in gradients:
-        updates, state = update(gradient, state, params)
+        updates, state = optimizer.update(gradient, state, params)
         params = optax.apply_updates(params, updates)
         trail.append((params, state))
     return trail
@@ -43,7 +52,7 @@ def test_one_bad_step_is_survived(make, bad):
     everywhere = {"kernel": jnp.full((2, 64), bad)}
     for step in (broken, everywhere):
         *_, (before, _), (after, state) = trajectory(
-            make(0.01), params, [good, step, good, good]
+            compiled(make, 0.01), params, [good, step, good, good]
         )
         for leaf in jax.tree.leaves((after, state)):
             assert np.isfinite(leaf).all()
@@ -55,8 +64,8 @@ def test_one_bad_step_is_survived(make, bad):
 def test_a_layer_without_gradient_at_first_learns_later(make):
     params = {"kernel": normal((6, 4))}
     zero, good = {"kernel": jnp.zeros((6, 4))}, {"kernel": normal((6, 4), seed=1)}
-    *_, (late, _) = trajectory(make(0.01), params, [zero, zero, *[good] * 5])
-    *_, (early, _) = trajectory(make(0.01), params, [good] * 5)
+    *_, (late, _) = trajectory(compiled(make, 0.01), params, [zero, zero, *[good] * 5])
+    *_, (early, _) = trajectory(compiled(make, 0.01), params, [good] * 5)
     moved = [np.abs(p["kernel"] - params["kernel"]).max() for p in (late, early)]
     assert moved[0] > moved[1] / 10
 

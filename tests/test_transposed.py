@@ -14,6 +14,8 @@ from flax import linen
 from neuron_optax import FLAX, TORCH
 from tests.cases import variants
 
+pytestmark = pytest.mark.slow
+
 STEPS, LEARNING_RATE = 20, 0.01
 HEADS, WIDTH, TOKENS, CLASSES = 2, 6, 4, 3
 TOLERANCE = 1e-12  # float64 on both sides: only the order of summation differs
