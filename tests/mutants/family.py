@@ -87,8 +87,7 @@ FAMILY = {
         TRUST,
         "return jnp.where(defined, trusted, 1.0)",
         "return jnp.where(defined, trusted, trust_coefficient)",
-        "tests/test_laws.py -k known_optimizer[neuron_lars] or "
-        "network_trains_alike tests/test_network.py",
+        "tests/test_network.py -k neuron_lars",
     ),
     "eps of LARS forgotten": Mutant(
         TRUST,
