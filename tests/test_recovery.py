@@ -152,3 +152,15 @@ def test_partitions_mark_what_may_be_a_stack(capsys):
     for layout in (neuron_optax.ADAM_MINI, neuron_optax.SLIM_ADAM):
         neuron_optax.describe(scanned, layout)
         assert "check" in capsys.readouterr().out
+
+
+def test_the_number_of_iterations_may_be_injected():
+    params = {"kernel": normal((6, 4))}
+    plain, injected = (
+        trajectory(make(learning_rate=0.1), params, [params] * 3)[-1][0]["kernel"]
+        for make in (
+            neuron_optax.normuon,
+            optax.inject_hyperparams(neuron_optax.normuon),
+        )
+    )
+    np.testing.assert_allclose(plain, injected, rtol=1e-5)

@@ -128,8 +128,11 @@ def newton_schulz(
         return a * x + (b * gram + c * gram @ gram) @ x
 
     with jax.default_matmul_precision("highest"):
-        known = isinstance(steps, int)
-        x = jax.lax.fori_loop(0, steps, iterate, x, unroll=known or None)
+        if isinstance(steps, int):  # a loop of JAX would compile at every eager call
+            for step in range(steps):
+                x = iterate(step, x)
+        else:
+            x = jax.lax.fori_loop(0, steps, iterate, x)
     return adjoint(x) if tall else x
 
 

@@ -135,8 +135,8 @@ FAMILY = {
     ),
     "one iteration less": Mutant(
         MATRICES,
-        "fori_loop(0, steps",
-        "fori_loop(1, steps",
+        "for step in range(steps):",
+        "for step in range(steps - 1):",
         parity("normuon-default"),
     ),
     "norm not restored": Mutant(
