@@ -25,6 +25,7 @@ from neuron_optax.axes import (
     infer_layout,
 )
 from neuron_optax.core import NeuronState, scale_per_neuron
+from neuron_optax.pieces import max_over, mean_over, sum_over
 from neuron_optax.projections import (
     centralize_per_neuron,
     clip_per_neuron,
@@ -129,7 +130,9 @@ __all__ = [
     "latest",
     "layerwise",
     "layerwise_decay",
+    "max_over",
     "maximum",
+    "mean_over",
     "mean_square",
     "muown",
     "namo_d",
@@ -166,6 +169,7 @@ __all__ = [
     "slim_adam",
     "stepwise",
     "subset_norm_adam",
+    "sum_over",
     "sum_square",
     "total",
     "touched",

@@ -104,8 +104,8 @@ def scale_per_neuron(
         statistic does not keep fan-in axes at length 1, or if the kernel of a bias is
         masked away or has other neurons; at ``update``, if the updates do not fit the
         state, or if the statistic needs the weights and ``params`` is ``None``.
-      NotImplementedError: inside ``shard_map``, unless `Neurons.reduce_over` says that
-        the fan-in is whole.
+      NotImplementedError: inside ``shard_map``, unless `Neurons.reduce_over` says over
+        which mesh axes the fan-in is sharded, or ``()`` for none.
 
     Note:
       Under ``optax.inject_hyperparams`` a bare function is taken for a schedule: name
@@ -130,14 +130,14 @@ def scale_per_neuron(
     def measure(axes, updates, params):
         weights = jax.tree.map(lambda _: None, updates) if params is None else params
         return map_named(
-            lambda path, u, w: _measure(statistic, axes[path].fan_in, path, u, w),
+            lambda path, u, w: _measure(statistic, axes[path].reduced, path, u, w),
             updates,
             weights,
         )
 
     def squares(axes, updates):
         return map_axes(
-            lambda of, u: sum_square(widen(u), None, of.fan_in), axes, updates
+            lambda of, u: sum_square(widen(u), None, of.reduced), axes, updates
         )
 
     def factors(axes, memory, step):
@@ -198,8 +198,10 @@ def _measure(statistic, fan_in, path, update, param):
     param = None if param is None else widen(param)
     try:
         measured = statistic(widen(update), param, fan_in)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    except (TypeError, ValueError) as error:
+        named = any(isinstance(axis, str) for axis in fan_in)
+        hint = f"; reduce {fan_in} with sum_over, mean_over or max_over" * named
+        raise type(error)(f"{path}: {error}{hint}") from error
     if not jnp.issubdtype(measured.dtype, jnp.floating):
         raise TypeError(f"{path}: statistic must be real floats, got {measured.dtype}")
     return measured

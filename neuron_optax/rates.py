@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array
 
 from neuron_optax.numerics import require_number, root
+from neuron_optax.pieces import require_whole
 
 
 class Rate(NamedTuple):
@@ -163,8 +164,11 @@ def redistributed(rate: Rate) -> Rate:
       rate: :math:`r`.
 
     Returns:
-      A rate without unit; a layer whose rates are all zero keeps them. Inside
-      ``shard_map`` the mean is that of the local neurons.
+      A rate without unit; a layer whose rates are all zero keeps them.
+
+    Raises:
+      NotImplementedError: when applied inside ``shard_map``, where a leaf may have a
+        part of its layer's neurons.
 
     Example:
       >>> redistributed(identity()).apply(jnp.array([1.0, 3.0]), (0,)).tolist()
@@ -172,6 +176,7 @@ def redistributed(rate: Rate) -> Rate:
     """
 
     def apply(value, neurons):
+        require_whole("its layer, whose mean redistribute needs")
         factor = rate.apply(value, neurons)
         counts = jnp.broadcast_to(value != 0, factor.shape)
         mean = jnp.mean(factor, axis=neurons, keepdims=True, where=counts)

@@ -1,10 +1,10 @@
 """What is measured of one update: the second of the four parts of a strategy.
 
 ``statistic(update, param, fan_in)`` reduces the fan-in axes and keeps them at length 1.
-`scale_per_neuron` calls it with at least 32-bit floats.
+`scale_per_neuron` calls it with at least 32-bit floats. Inside ``shard_map`` the fan-in
+may have names of mesh axes, which `sum_over` and its like understand.
 """
 
-import math
 from collections.abc import Callable
 
 import jax
@@ -12,10 +12,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact
 
 from neuron_optax.numerics import root
+from neuron_optax.pieces import Along, size_over, sum_over
 
 Leaf = Inexact[Array, "*leaf"]
 PerNeuron = Float[Array, "*neuron"]
-FanIn = tuple[int, ...]
+FanIn = Along
 Statistic = Callable[[Array, Array | None, FanIn], Array]
 
 
@@ -35,7 +36,7 @@ def sum_square(update: Leaf, param: Leaf | None, fan_in: FanIn) -> PerNeuron:
       [[25.0, 2.0]]
     """
     square = jnp.real(jnp.conj(update) * update)
-    return jnp.sum(square, axis=fan_in, keepdims=True)
+    return sum_over(square, fan_in)
 
 
 def mean_square(update: Leaf, param: Leaf | None, fan_in: FanIn) -> PerNeuron:
@@ -53,8 +54,7 @@ def mean_square(update: Leaf, param: Leaf | None, fan_in: FanIn) -> PerNeuron:
       >>> mean_square(jnp.array([[3.0, 1.0], [4.0, 1.0]]), None, (0,)).tolist()
       [[12.5, 1.0]]
     """
-    count = math.prod(update.shape[axis] for axis in fan_in)
-    return sum_square(update, param, fan_in) / max(count, 1)
+    return sum_square(update, param, fan_in) / max(size_over(update, fan_in), 1)
 
 
 def norm(update: Leaf, param: Leaf | None, fan_in: FanIn) -> PerNeuron:
@@ -177,8 +177,8 @@ def touched(update: Leaf, param: Leaf | None, fan_in: FanIn) -> PerNeuron:
       >>> touched(jnp.array([[0.0, 0.0], [0.0, 2.0]]), None, (0,)).tolist()
       [[0.0, 1.0]]
     """
-    active = jnp.any(update != 0, axis=fan_in, keepdims=True)
-    return active.astype(jnp.real(update).dtype)
+    active = jnp.asarray(update != 0, jnp.real(update).dtype)
+    return jnp.sign(sum_over(active, fan_in))
 
 
 def _weights(param: Array | None) -> Array:

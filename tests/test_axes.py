@@ -147,13 +147,6 @@ def test_axes_that_do_not_exist_raise_naming_the_leaf(neurons, message):
         adam_mini(0.1, neurons=neurons).init(params)
 
 
-def test_what_is_not_built_yet_says_so():
-    with pytest.raises(NotImplementedError, match=r"w: reduce_over=\('x',\)"):
-        adam_mini(0.1, neurons=Neurons(reduce_over=("x",))).init(
-            {"w": jnp.ones((3, 4))}
-        )
-
-
 def test_a_bad_pattern_raises_at_construction():
     with pytest.raises(ValueError, match=r"layout rule '\('"):
         Layout(rules=(Rule("(", Neurons()),))

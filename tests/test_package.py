@@ -12,12 +12,13 @@ import neuron_optax
 
 PACKAGE = pathlib.Path(neuron_optax.__file__).parent
 PICTURE = [  # a file imports only what stands in a row above its own
-    {"trees", "numerics"},
+    {"trees", "numerics", "pieces", "architectures"},
     {"boxes"},
     {"axes", "statistics", "accumulators", "rates"},
     {"core", "projections", "rows"},
     {"strategies"},
-    {"introspection", "advice", "memory", "sharding", "plot", "interop"},
+    {"introspection", "advice", "sharding", "portable", "plot", "interop"},
+    {"memory"},
     {"__main__"},
 ]
 ROW = {name: depth for depth, names in enumerate(PICTURE) for name in names}

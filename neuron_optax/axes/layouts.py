@@ -14,6 +14,7 @@ import numpy as np
 
 from neuron_optax.axes.neurons import Axes, MatrixAxes, Neurons, as_axes, resolve
 from neuron_optax.axes.siblings import kernel_of
+from neuron_optax.pieces import manual_axes, may_be_piece
 from neuron_optax.trees import PART, named_leaves
 
 
@@ -42,6 +43,7 @@ class Layout:
       leaves: path and neurons of each leaf of the tree that the layout was inferred
         from, tried after the rules; other leaves then raise.
       undecided: paths that `infer_layout` could not decide.
+      reduce_over: `Neurons.reduce_over` of the leaves that do not say it.
 
     Raises:
       ValueError: if a pattern is no regular expression.
@@ -57,6 +59,7 @@ class Layout:
     fallback: Neurons | MatrixAxes = dataclasses.field(default_factory=Neurons)
     leaves: tuple[tuple[str, Neurons], ...] = ()
     undecided: tuple[str, ...] = ()
+    reduce_over: tuple[str, ...] | None = None
 
     def __post_init__(self):
         for rule in self.rules:
@@ -93,6 +96,20 @@ class Layout:
         undecided = tuple(path for path in self.undecided if not found(path))
         return dataclasses.replace(layout, undecided=undecided)
 
+    def with_reduce_over(self, mesh_axes: tuple[str, ...]) -> "Layout":
+        """Return a layout for the pieces of a whole model inside ``shard_map``.
+
+        Args:
+          mesh_axes: over which the fan-in of all leaves is sharded; a leaf that is not
+            cut along them has to say ``reduce_over=()`` of its own, unless
+            ``shard_map`` checks (``check_vma``), so that it is seen.
+
+        Example:
+          >>> Layout().with_reduce_over(("fsdp",)).neurons("kernel", 2).reduce_over
+          ('fsdp',)
+        """
+        return dataclasses.replace(self, reduce_over=mesh_axes)
+
     def rule(self, path: str, ndim: int) -> Rule | None:
         """Return the first rule for a leaf, ``None`` if it is left to the default.
 
@@ -128,13 +145,17 @@ class Layout:
             return Neurons(output=...)
         neurons = self.fallback if rule is None else rule.neurons
         if isinstance(neurons, Neurons):
-            return neurons
+            said = neurons.reduce_over is not None
+            return neurons._replace(
+                reduce_over=neurons.reduce_over if said else self.reduce_over
+            )
         output = as_axes(neurons.output_axis, path)
         fan_in = as_axes(neurons.reduction_axis, path)
         taken = [axis % ndim for axis in output + fan_in if -ndim <= axis < ndim]
         if len(set(taken)) < len(output + fan_in):
             raise ValueError(f"{path}: {neurons} does not fit a leaf of rank {ndim}")
-        return Neurons(output, tuple(a for a in range(ndim) if a not in taken))
+        stack = tuple(axis for axis in range(ndim) if axis not in taken)
+        return Neurons(output, stack, reduce_over=self.reduce_over)
 
     def axes(self, path: str, shape: tuple[int, ...]) -> Axes:
         """Resolve the axes of a leaf.
@@ -142,7 +163,6 @@ class Layout:
         Raises:
           TypeError: naming the leaf, for axes that are not integers.
           ValueError: naming the leaf, for axes and blocks that do not fit its shape.
-          NotImplementedError: for mesh axes in ``reduce_over``.
         """
         return resolve(self.neurons(path, len(shape)), path, shape)
 
@@ -154,22 +174,23 @@ class Layout:
 
         Raises:
           TypeError: as `axes`.
-          ValueError: as `axes`; if two leaves have one path.
-          NotImplementedError: as `axes`; inside ``shard_map``, for a leaf with a
-            fan-in, unless its ``reduce_over`` says that it is whole.
+          ValueError: as `axes`; if two leaves have one path; inside ``shard_map``,
+            where ``reduce_over`` of a leaf with a fan-in does not name mesh axes.
+          NotImplementedError: inside ``shard_map``, for a leaf with a fan-in whose
+            ``reduce_over`` is not said, and for blocks of what may be a piece.
         """
-        shapes = {}
+        leaves = {}
         for path, leaf in named_leaves(tree):
-            if path in shapes:
+            if path in leaves:
                 raise ValueError(f"{path}: two leaves have this path")
-            shapes[path] = np.shape(leaf)
-        axes = {path: self.axes(path, shape) for path, shape in shapes.items()}
+            leaves[path] = leaf
+        axes = {path: self.axes(path, np.shape(leaf)) for path, leaf in leaves.items()}
         for path in axes:
             kernel = kernel_of(path, axes)
             if kernel is not None and axes[kernel].stack and not axes[path].stack:
                 axes[path] = self._stacked(path, axes[path], kernel, axes[kernel])
-        if manual := jax.sharding.get_abstract_mesh().manual_axes:
-            self._check_whole(axes, manual)
+        if manual_axes():
+            return {path: self._piece(path, axes[path], leaves[path]) for path in axes}
         return axes
 
     def _stacked(self, bias: str, theirs: Axes, kernel: str, ours: Axes) -> Axes:
@@ -180,15 +201,28 @@ class Layout:
             return theirs
         return resolve(said._replace(stack=stack), bias, theirs.shape)
 
-    def _check_whole(self, axes: Mapping[str, Axes], manual: Collection[str]) -> None:
-        for path, of in axes.items():
-            said = self.neurons(path, len(of.shape)).reduce_over is not None
-            if of.fan_in and not said:
-                raise NotImplementedError(
-                    f"{path}: inside shard_map over {manual}, say reduce_over=() in "
-                    "Neurons if the fan-in is whole; a sharded fan-in is not supported "
-                    "yet"
-                )
+    def _piece(self, path: str, of: Axes, leaf: Any) -> Axes:
+        """Return axes that say along which mesh axes the fan-in is cut."""
+        manual, over = manual_axes(), self.neurons(path, len(of.shape)).reduce_over
+        if of.view != of.shape and may_be_piece(leaf):
+            raise NotImplementedError(
+                f"{path}: inside shard_map over {manual} the blocks of what may be a "
+                "piece cannot be counted: give them an axis of their own"
+            )
+        if of.fan_in and over is None:
+            raise NotImplementedError(
+                f"{path}: inside shard_map over {manual}, say reduce_over=() in "
+                "Neurons or of the Layout if the fan-in is whole, or name the mesh "
+                "axes over which it is sharded"
+            )
+        known = jax.sharding.get_abstract_mesh().axis_names
+        if of.fan_in and (isinstance(over, str) or not set(over) <= set(known)):
+            raise ValueError(
+                f"{path}: reduce_over must be a tuple of mesh axes, of {known}, got "
+                f"{over!r}"
+            )
+        cut = tuple(name for name in over or () if name in manual)
+        return of._replace(over=cut) if of.fan_in else of
 
 
 def as_layout(neurons: Layout | Neurons | MatrixAxes) -> Layout:

@@ -19,8 +19,9 @@ class Neurons(NamedTuple):
       blocks: ``((axis, count), ...)``; such an axis of ``output`` or ``stack`` indexes
         ``count`` blocks of equal length, whose entries are fan-in: heads folded into
         one axis, or the heads of a fused query, key and value, all by one rule.
-      reduce_over: mesh axes over which the fan-in is sharded inside ``shard_map``:
-        ``()`` if it is whole, ``None`` if not said. Names are not built yet.
+      reduce_over: names of the mesh axes over which the fan-in is sharded inside
+        ``shard_map``; ``()`` if it is whole, ``None`` if not said, which raises there.
+        Elsewhere arrays are whole and it does not count.
 
     Example:
       >>> Neurons(output=(2,), stack=(0,))  # kernels (layers, in, out)
@@ -63,6 +64,7 @@ class Axes(NamedTuple):
       output: axes that index the neurons.
       stack: axes that index independent copies.
       fan_in: all others.
+      over: mesh axes along which the fan-in is cut, inside ``shard_map``.
     """
 
     shape: tuple[int, ...]
@@ -71,6 +73,12 @@ class Axes(NamedTuple):
     output: tuple[int, ...]
     stack: tuple[int, ...]
     fan_in: tuple[int, ...]
+    over: tuple[str, ...] = ()
+
+    @property
+    def reduced(self) -> tuple[int | str, ...]:
+        """The fan-in: its axes and the mesh axes that cut it."""
+        return self.fan_in + self.over
 
     @property
     def numbers(self) -> tuple[int, ...]:
@@ -124,10 +132,7 @@ def resolve(neurons: Neurons, path: str, shape: tuple[int, ...]) -> Axes:
       TypeError: naming the leaf, for axes and counts that are not integers.
       ValueError: naming the leaf, for axes out of range or named twice, and for blocks
         that do not divide their axis or whose axis is fan-in.
-      NotImplementedError: for mesh axes in ``reduce_over``.
     """
-    if neurons.reduce_over:
-        raise NotImplementedError(f"{path}: reduce_over={neurons.reduce_over}")
     ndim = len(shape)
     stack = as_axes(neurons.stack, path)
     output = () if neurons.output is ... else as_axes(neurons.output, path)

@@ -22,7 +22,6 @@ from neuron_optax.projections.matrices import (
     on_matrices,
     orthogonalize,
     preserve_norm,
-    require_whole,
     scale_by_shape,
     to_matrices,
 )
@@ -47,7 +46,6 @@ __all__ = [
     "project_neurons",
     "project_steps",
     "projected",
-    "require_whole",
     "scale_by_shape",
     "skip_nonfinite",
     "to_matrices",

@@ -9,6 +9,7 @@ import optax
 from jaxtyping import Array
 
 from neuron_optax.axes import FLAX, Layout, MatrixAxes, Neurons
+from neuron_optax.pieces import mean_over
 from neuron_optax.projections.stateless import stateless
 from neuron_optax.rates import require_positive
 from neuron_optax.statistics import norm, param_norm
@@ -58,8 +59,8 @@ def clip_per_neuron(
     require_positive("eps", eps)
 
     def clip(update, param, of):
-        limit = clipping * jnp.maximum(param_norm(update, param, of.fan_in), eps)
-        size = norm(update, None, of.fan_in)
+        limit = clipping * jnp.maximum(param_norm(update, param, of.reduced), eps)
+        size = norm(update, None, of.reduced)
         loud = size > limit
         return update * jnp.where(loud, limit / jnp.where(loud, size, 1.0), 1.0)
 
@@ -100,7 +101,7 @@ def centralize_per_neuron(
     def centralize(update, param, of):
         if not of.fan_in:
             return update
-        return update - jnp.mean(update, axis=of.fan_in, keepdims=True)
+        return update - mean_over(update, of.reduced)
 
     return stateless(centralize, neurons)
 
@@ -137,7 +138,7 @@ def normalize_per_neuron(
     require_positive("eps", eps)
     return stateless(
         lambda update, param, of: (
-            update / jnp.maximum(norm(update, None, of.fan_in), eps)
+            update / jnp.maximum(norm(update, None, of.reduced), eps)
         ),
         neurons,
     )

@@ -90,9 +90,9 @@ def where_touched(
 
 
 def _where_finite(update: Array, seen: Any, of: Axes) -> Array:
-    finite = jnp.isfinite(sum_square(seen, None, of.fan_in))
+    finite = jnp.isfinite(sum_square(seen, None, of.reduced))
     return jnp.where(finite, update, 0)
 
 
 def _where_touched(update: Array, seen: Any, of: Axes) -> Array:
-    return jnp.where(touched(seen, None, of.fan_in) > 0, update, 0)
+    return jnp.where(touched(seen, None, of.reduced) > 0, update, 0)

@@ -13,6 +13,7 @@ from jaxtyping import Array, Inexact
 
 from neuron_optax.axes import FLAX, Axes, Layout, MatrixAxes, Neurons, as_layout
 from neuron_optax.numerics import require_within, root
+from neuron_optax.pieces import require_whole
 from neuron_optax.projections.stateless import around, stateless
 from neuron_optax.rates import require_positive
 from neuron_optax.statistics import sum_square
@@ -90,7 +91,7 @@ def on_matrices(function: Callable[[Matrices], Matrices], of: Axes, leaf: Array)
 
 def to_matrices(of: Axes, leaf: Array) -> Matrices:
     """Return the copies of a leaf in its view as matrices, gathered whole."""
-    require_whole()
+    require_whole("its matrix")
     whole = of.whole
     if jax.typeof(leaf).sharding.mesh.explicit_axes:
         leaf = jax.sharding.reshard(leaf, jax.sharding.PartitionSpec())
@@ -171,7 +172,7 @@ def preserve_norm(
     require_positive("eps", eps)
 
     def restored(update, before, of):
-        require_whole()
+        require_whole("its layer")
         layer = of.layer.fan_in
         size, wanted = (root(sum_square(u, None, layer)) for u in (update, before))
         return update * (wanted / (size + eps))
@@ -220,22 +221,9 @@ def aspect_ratio(outputs: int, inputs: int) -> float:
     return math.sqrt(max(1.0, outputs / max(inputs, 1)))
 
 
-def require_whole() -> None:
-    """Refuse to work on what may be a piece of a matrix.
-
-    Raises:
-      NotImplementedError: inside ``shard_map``.
-    """
-    if manual := jax.sharding.get_abstract_mesh().manual_axes:
-        raise NotImplementedError(
-            f"inside shard_map over {manual} a leaf may be a piece of its matrix: use "
-            "jit, which gathers it"
-        )
-
-
 def matrix_shape(of: Axes) -> tuple[int, int]:
     """Return the number of neurons and the fan-in of one copy of a leaf."""
-    require_whole()
+    require_whole("its matrix")
     whole = of.whole
     outputs, inputs = (
         math.prod(whole.shape[axis] for axis in part)

@@ -1,6 +1,5 @@
 """Weights kept on a surface: every neuron at mean zero and norm one."""
 
-import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -8,6 +7,7 @@ import optax
 from jaxtyping import Array
 
 from neuron_optax.axes import FLAX, Axes, Layout, MatrixAxes, Neurons, as_layout
+from neuron_optax.pieces import max_over, mean_over, size_over
 from neuron_optax.projections.stateless import changed, stateless
 from neuron_optax.statistics import norm
 
@@ -83,13 +83,13 @@ def project_steps(
 
 def projected(weights: Array, of: Axes) -> Array:
     """Project one leaf in its view."""
-    if math.prod(of.view[axis] for axis in of.fan_in) < 2:
+    if size_over(weights, of.reduced) < 2:
         return weights
-    largest = jnp.max(jnp.abs(weights), axis=of.fan_in, keepdims=True)
+    largest = max_over(jnp.abs(weights), of.reduced)
     near_one = weights / jnp.where(largest == 0, 1.0, largest)  # squares neither
-    centred = near_one - jnp.mean(near_one, axis=of.fan_in, keepdims=True)  # overflow
-    size = norm(centred, None, of.fan_in)  # nor underflow
+    centred = near_one - mean_over(near_one, of.reduced)  # overflow
+    size = norm(centred, None, of.reduced)  # nor underflow
     # Equal entries leave no more than the rounding of their mean; NaN stays NaN.
-    rounding = 4 * jnp.finfo(weights.dtype).eps * norm(near_one, None, of.fan_in)
+    rounding = 4 * jnp.finfo(weights.dtype).eps * norm(near_one, None, of.reduced)
     constant = size <= rounding
     return jnp.where(constant, 0.0, centred / jnp.where(constant, 1.0, size))

@@ -16,6 +16,7 @@ from neuron_optax.accumulators import (
 )
 from neuron_optax.axes import FLAX
 from neuron_optax.core import scale_per_neuron
+from neuron_optax.pieces import sum_over
 from neuron_optax.rates import Rate, identity
 from neuron_optax.statistics import Statistic, norm
 from neuron_optax.strategies.alias import (
@@ -34,7 +35,7 @@ from neuron_optax.trees import check_same_shapes
 def dot(update, previous, fan_in):
     """Inner product of a neuron's gradient with what was remembered."""
     product = jnp.real(jnp.conj(update) * previous)
-    return jnp.sum(product, axis=fan_in, keepdims=True)
+    return sum_over(product, fan_in)
 
 
 def cosine(update, previous, fan_in):

@@ -12,11 +12,11 @@ from neuron_optax.axes import FLAX, as_layout, map_axes, unview, view
 from neuron_optax.boxes import box_numbers, rebox, unbox
 from neuron_optax.core import scale_per_neuron
 from neuron_optax.numerics import widen
+from neuron_optax.pieces import require_whole
 from neuron_optax.projections import (
     aspect_ratio,
     project_steps,
     projected,
-    require_whole,
     scale_by_shape,
     skip_nonfinite,
 )
@@ -34,7 +34,7 @@ from neuron_optax.strategies.alias import (
 from neuron_optax.trees import cast_like, check_dtypes, check_leaves
 
 SHAPE_FACTORS = {
-    "none": lambda outputs, inputs: 1.0,
+    "none": None,
     "aspect": aspect_ratio,
     "fan_in": lambda outputs, inputs: 1.0 / math.sqrt(max(inputs, 1)),
 }
@@ -118,6 +118,7 @@ def neuron_sgd(
         raise ValueError(
             f"shape_factor must be one of {list(SHAPE_FACTORS)}, got {shape_factor!r}"
         )
+    factor = SHAPE_FACTORS[shape_factor]
     normalized = scale_per_neuron(
         rms if norm == "rms" else l2,
         latest(),
@@ -128,7 +129,7 @@ def neuron_sgd(
     scaled = optax.chain(
         heavy_ball(momentum, nesterov),
         normalized,
-        scale_by_shape(SHAPE_FACTORS[shape_factor], neurons=neurons),
+        scale_by_shape(factor, neurons=neurons) if factor else optax.identity(),
     )
     scaled = skip_nonfinite(scaled, neurons=neurons)
     return descend(scaled, learning_rate, weight_decay, weight_decay_mask)
@@ -242,7 +243,7 @@ def scale_by_initial_norm(
     layout = as_layout(neurons)
 
     def measure(of, weights):
-        require_whole()
+        require_whole("its layer")
         norms = l2(projected(widen(weights), of), None, of.fan_in)
         count = math.prod(of.view[axis] for axis in of.output)
         size = jnp.sum(norms, axis=of.output, keepdims=True) / max(count, 1)

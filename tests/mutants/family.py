@@ -19,7 +19,7 @@ def parity(rows):
 FAMILY = {
     "decay of untouched rows": Mutant(
         GUARDS,
-        "jnp.where(touched(seen, None, of.fan_in) > 0, update, 0)",
+        "jnp.where(touched(seen, None, of.reduced) > 0, update, 0)",
         "update",
         parity("rowwise_adagrad-changed"),
     ),
@@ -79,7 +79,7 @@ FAMILY = {
     ),
     "neurons not centred": Mutant(
         SURFACE,
-        "centred = near_one - jnp.mean(near_one, axis=of.fan_in, keepdims=True)",
+        "centred = near_one - mean_over(near_one, of.reduced)",
         "centred = near_one",
         parity("nero-default"),
     ),

@@ -9,14 +9,14 @@ MOMENTS = "strategies/moments.py"
 PARTS = {
     "sum instead of mean": Mutant(
         "statistics.py",
-        "sum_square(update, param, fan_in) / max(count, 1)",
+        "sum_square(update, param, fan_in) / max(size_over(update, fan_in), 1)",
         "sum_square(update, param, fan_in)",
         PARITY,
     ),
     "norm of the update instead of the weights": Mutant(
         "statistics.py",
         "return norm(_weights(param), None, fan_in)",
-        "return norm(update, None, of.fan_in)",
+        "return norm(update, None, fan_in)",
         "tests/test_parity.py -k weight_norm",
     ),
     "rms over one entry too many": Mutant(
@@ -106,8 +106,8 @@ PARTS = {
     ),
     "clipped to the smaller of norm and eps": Mutant(
         "projections/changes.py",
-        "jnp.maximum(param_norm(update, param, of.fan_in), eps)",
-        "jnp.minimum(param_norm(update, param, of.fan_in), eps)",
+        "jnp.maximum(param_norm(update, param, of.reduced), eps)",
+        "jnp.minimum(param_norm(update, param, of.reduced), eps)",
         "tests/test_projections.py -k clip",
     ),
     "quiet neurons made loud": Mutant(
@@ -118,14 +118,14 @@ PARTS = {
     ),
     "mean over the outputs": Mutant(
         "projections/changes.py",
-        "return update - jnp.mean(update, axis=of.fan_in, keepdims=True)",
+        "return update - mean_over(update, of.reduced)",
         "return update - jnp.mean(update, axis=-1, keepdims=True)",
         "tests/test_projections.py -k centralize",
     ),
     "eps added to the norm": Mutant(
         "projections/changes.py",
-        "update / jnp.maximum(norm(update, None, of.fan_in), eps)",
-        "update / (norm(update, None, of.fan_in) + eps)",
+        "update / jnp.maximum(norm(update, None, of.reduced), eps)",
+        "update / (norm(update, None, of.reduced) + eps)",
         "tests/test_projections.py -k normalize",
     ),
     "infinite derivative at zero": Mutant(
