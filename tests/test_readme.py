@@ -11,6 +11,7 @@ import pytest
 
 import neuron_optax
 from neuron_optax import strategies
+from neuron_optax.__main__ import main
 from tests.cases import CASES
 
 README = pathlib.Path(__file__).parents[1] / "README.md"
@@ -27,6 +28,12 @@ def test_the_first_lines_print_what_is_shown():
     assert printed.getvalue() == shown
     lines = [line for line in code.splitlines() if line]
     assert len(lines) <= 10 and text.index(code) < 1000
+
+
+def test_the_plan_that_is_shown_is_printed(capsys):
+    (command,) = re.findall(r"`python -m neuron_optax (.*?)`", README.read_text())
+    main(command.split())
+    assert capsys.readouterr().out in README.read_text()
 
 
 def test_what_the_readme_names_is_there():

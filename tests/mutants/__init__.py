@@ -3,5 +3,6 @@
 from tests.mutants.family import FAMILY
 from tests.mutants.layouts import LAYOUTS
 from tests.mutants.parts import PARTS
+from tests.mutants.scale import SCALE
 
-MUTANTS = {**PARTS, **LAYOUTS, **FAMILY}
+MUTANTS = {**PARTS, **LAYOUTS, **FAMILY, **SCALE}
