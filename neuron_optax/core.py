@@ -25,7 +25,7 @@ from neuron_optax.axes import (
 from neuron_optax.boxes import box_numbers, rebox, unbox
 from neuron_optax.numerics import widen
 from neuron_optax.rates import Rate
-from neuron_optax.statistics import Statistic, sum_square
+from neuron_optax.statistics import OF_SQUARES, Statistic, sum_square
 from neuron_optax.trees import (
     cast_like,
     check_dtypes,
@@ -135,7 +135,9 @@ def scale_per_neuron(
             weights,
         )
 
-    def squares(axes, updates):
+    def squares(axes, updates, measured):
+        if statistic in OF_SQUARES:
+            return measured
         return map_axes(
             lambda of, u: sum_square(widen(u), None, of.reduced), axes, updates
         )
@@ -171,7 +173,7 @@ def scale_per_neuron(
         step = jnp.asarray(optax.safe_increment(state.step))
         measured = measure(axes, seen, weights)
         now = jax.tree.map(accumulator.update, memory, measured)
-        finite = jax.tree.map(_finite, measured, now, squares(axes, seen))
+        finite = jax.tree.map(_finite, measured, now, squares(axes, seen, measured))
         sound = jax.tree.map(jnp.logical_and, finite, lent(axes, finite))
         memory = jax.tree.map(jnp.where, sound, now, memory)
         rates = lent(axes, factors(axes, memory, step))

@@ -70,7 +70,8 @@ def state_specs(
     plain, given = unbox(params), unbox(param_specs)
     specs = jax.tree.broadcast(given, plain, is_leaf=_is_spec)
     mesh = _mesh_of(specs) if mesh is None else mesh
-    specs = map_named(lambda *leaf: _named(*leaf, mesh), plain, specs)
+    named = lambda path, param, spec: _named(path, param, spec, mesh)
+    specs = map_named(named, plain, specs)
     divides = _division(plain, specs, mesh)
     state = jax.eval_shape(optimizer.init, params)
     followed = _follow(optimizer.init, plain, specs, state)
@@ -94,17 +95,15 @@ def _follow(
 ) -> list[list[Names]]:
     """Return the names that each axis of each leaf of ``init(params)`` has by type."""
     names = sorted({n for s in jax.tree.leaves(specs) for e in s for n in _names(e)})
-    types = (AxisType.Explicit,) * len(names)
-    mesh = AbstractMesh((1,) * len(names), tuple(names), axis_types=types)
+    device = np.array(jax.local_devices()[:1]).reshape([1] * len(names))
+    mesh = Mesh(device, names, axis_types=(AxisType.Explicit,) * len(names))
 
     def typed(param, spec):
         sharding = NamedSharding(mesh, spec)
         return jax.ShapeDtypeStruct(np.shape(param), param.dtype, sharding=sharding)
 
-    none = AbstractMesh((), ())  # between a mesh that is set and one of another size
-    enter = jax.sharding.use_abstract_mesh
     try:
-        with enter(none), enter(mesh):
+        with jax.set_mesh(mesh):
             followed = jax.eval_shape(init, jax.tree.map(typed, params, specs))
     except Exception:  # of JAX, not public: types that one has to help; shapes are fine
         return [[()] * leaf.ndim for leaf in jax.tree.leaves(state)]
@@ -152,15 +151,23 @@ def _named(path: str, param: Any, spec: Any, mesh: AnyMesh | None) -> PartitionS
             f"{path}: param_specs must have a PartitionSpec of at most {rank} axes for "
             f"the shape {np.shape(param)}, got {spec}"
         )
-    for entry, size in zip(said, np.shape(param), strict=False) if mesh else ():
+    if mesh is not None:
+        _check(path, said, np.shape(param), mesh)
+    entries = enumerate([*said, *[None] * (rank - len(said))])
+    return PartitionSpec(*(entry or f"{WHOLE}{axis}" for axis, entry in entries))
+
+
+def _check(
+    path: str, said: PartitionSpec, shape: tuple[int, ...], mesh: AnyMesh
+) -> None:
+    """Refuse the spec of a param that its mesh lacks or that does not divide it."""
+    for entry, size in zip(said, shape, strict=False):
         names = _names(entry)
         if not mesh.shape.keys() >= set(names) or not _divides(mesh, names, size):
             raise ValueError(
                 f"{path}: {entry!r} in {said} must be of {dict(mesh.shape)} and divide "
                 f"the axis of length {size}"
             )
-    entries = enumerate([*said, *[None] * (rank - len(said))])
-    return PartitionSpec(*(entry or f"{WHOLE}{axis}" for axis, entry in entries))
 
 
 def _mesh_of(specs: Any) -> AnyMesh | None:

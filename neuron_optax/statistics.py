@@ -181,6 +181,14 @@ def touched(update: Leaf, param: Leaf | None, fan_in: FanIn) -> PerNeuron:
     return jnp.sign(sum_over(active, fan_in))
 
 
+OF_SQUARES = (
+    sum_square,
+    mean_square,
+    norm,
+    rms,
+)  # finite only where the sum of squares is
+
+
 def _weights(param: Array | None) -> Array:
     if param is None:
         raise ValueError("the statistic needs the weights: pass params to update()")

@@ -11,8 +11,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from benchmarks.collectives import beyond, collectives
-from neuron_optax import FLAX, Neurons, adam_mini
+from benchmarks.collectives import beyond, collectives, within_neurons
+from neuron_optax import FLAX, Neurons, adam_mini, neuron_adagrad, neuron_rmsprop
 from neuron_optax.sharding import state_specs
 from tests.cases import CASES
 from tests.contract_models import contenders
@@ -191,6 +191,14 @@ def test_steps_of_matrices_are_those_of_one_device(make, mesh, without_us):
     extra = beyond(made, without_us)
     print(*sorted(set(map(str, extra))), sep="\n")
     assert any(one.size > most_neurons() for one in extra)
+
+
+def test_a_rate_costs_one_number_per_neuron_at_most(mesh, without_us):
+    numbers = [math.prod(of["bias"].shape) for of in params().values()]
+    for make in (adam_mini, neuron_adagrad, neuron_rmsprop):
+        of_leaves = functools.partial(make, neurons=STACKED)
+        _, made = trained_on(mesh, of_leaves)
+        assert within_neurons(beyond(made, without_us), numbers)
 
 
 def test_the_comparison_notices_another_batch(mesh):

@@ -216,7 +216,7 @@ class Layout:
                 "axes over which it is sharded"
             )
         known = jax.sharding.get_abstract_mesh().axis_names
-        if of.fan_in and (isinstance(over, str) or not set(over) <= set(known)):
+        if of.fan_in and (isinstance(over, str) or not set(over or ()) <= set(known)):
             raise ValueError(
                 f"{path}: reduce_over must be a tuple of mesh axes, of {known}, got "
                 f"{over!r}"
