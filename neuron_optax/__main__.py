@@ -29,7 +29,7 @@ OURS = {
 }
 STRATEGIES = OTHERS | OURS
 SHOWN = [
-    *("optax.adamw", "optax.lion", "optax.adafactor", "normuon", "slim_adam"),
+    *("optax.adamw", "optax.lion", "normuon", "slim_adam"),
     *("adam_mini", "neuron_rmsprop", "rowwise_adagrad"),
 ]
 
@@ -72,7 +72,7 @@ def _plan(command: argparse.ArgumentParser, chosen: argparse.Namespace) -> None:
     optimizers = {name: STRATEGIES[name] for name in chosen.strategies}
     shapes, specs = architecture(chosen.model)
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+        warnings.simplefilter("always", UserWarning)
         try:
             print(plan(shapes, optimizers, specs, chosen.mesh))
         except ValueError as error:  # of axes that the mesh does not divide

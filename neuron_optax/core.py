@@ -17,6 +17,7 @@ from neuron_optax.axes import (
     Neurons,
     as_layout,
     check_numbers,
+    check_pieces,
     lend,
     map_axes,
     unview,
@@ -104,8 +105,10 @@ def scale_per_neuron(
         statistic does not keep fan-in axes at length 1, or if the kernel of a bias is
         masked away or has other neurons; at ``update``, if the updates do not fit the
         state, or if the statistic needs the weights and ``params`` is ``None``.
-      NotImplementedError: inside ``shard_map``, unless `Neurons.reduce_over` says over
-        which mesh axes the fan-in is sharded, or ``()`` for none.
+        Inside ``shard_map``, unless `Neurons.reduce_over` says over which mesh axes the
+        fan-in is sharded, or ``()`` for none.
+      NotImplementedError: inside ``shard_map``, for blocks of what may be a piece, and
+        where a rate needs the mean over a layer's neurons (`redistributed`).
 
     Note:
       Under ``optax.inject_hyperparams`` a bare function is taken for a schedule: name
@@ -135,9 +138,7 @@ def scale_per_neuron(
             weights,
         )
 
-    def squares(axes, updates, measured):
-        if statistic in OF_SQUARES:
-            return measured
+    def squares(axes, updates):
         return map_axes(
             lambda of, u: sum_square(widen(u), None, of.reduced), axes, updates
         )
@@ -168,12 +169,14 @@ def scale_per_neuron(
         check_leaves(plain, memory, weights)
         axes = layout.resolve(plain)
         check_numbers(axes, memory, "the state")
+        check_pieces(axes, memory)
         seen, weights = view(axes, plain), view(axes, weights)
 
         step = jnp.asarray(optax.safe_increment(state.step))
         measured = measure(axes, seen, weights)
         now = jax.tree.map(accumulator.update, memory, measured)
-        finite = jax.tree.map(_finite, measured, now, squares(axes, seen, measured))
+        others = [] if statistic in OF_SQUARES else [squares(axes, seen)]
+        finite = jax.tree.map(_finite, measured, now, *others)
         sound = jax.tree.map(jnp.logical_and, finite, lent(axes, finite))
         memory = jax.tree.map(jnp.where, sound, now, memory)
         rates = lent(axes, factors(axes, memory, step))
@@ -203,7 +206,10 @@ def _measure(statistic, fan_in, path, update, param):
     except (TypeError, ValueError) as error:
         named = any(isinstance(axis, str) for axis in fan_in)
         hint = f"; reduce {fan_in} with sum_over, mean_over or max_over" * named
-        raise type(error)(f"{path}: {error}{hint}") from error
+        if isinstance(error, ValueError):
+            raise ValueError(f"{path}: {error}{hint}") from error
+        error.add_note(f"{path}: the statistic{hint}")  # JAX's own take a tracer
+        raise
     if not jnp.issubdtype(measured.dtype, jnp.floating):
         raise TypeError(f"{path}: statistic must be real floats, got {measured.dtype}")
     return measured

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -185,7 +186,11 @@ def _sizes(name, optimizer, params, param_specs, mesh) -> tuple[int, int]:
     total = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
     if param_specs is None:
         return total, total
-    shardings = _shardings(optimizer, params, param_specs, mesh)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        shardings = _shardings(optimizer, params, param_specs, mesh)
+    for warning in caught:
+        warnings.warn(f"{name}: {warning.message}", warning.category, stacklevel=3)
     shards = (
         math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf, sharding in zip(leaves, shardings, strict=True)

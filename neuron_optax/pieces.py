@@ -18,15 +18,17 @@ def manual_axes() -> tuple[str, ...]:
     return tuple(jax.sharding.get_abstract_mesh().manual_axes)
 
 
-def require_whole(what: str) -> None:
+def require_whole(array: Array, what: str) -> None:
     """Refuse to work on what may be a piece.
 
     Raises:
-      NotImplementedError: inside ``shard_map``.
+      NotImplementedError: inside ``shard_map``, unless it checks (``check_vma``) that
+        the array is the same on every device.
     """
-    if manual := manual_axes():
+    if may_be_piece(array):
         raise NotImplementedError(
-            f"inside shard_map over {manual} a leaf may be a piece of {what}: use jit"
+            f"inside shard_map over {manual_axes()} a leaf may be a piece of {what}: "
+            "use jit"
         )
 
 
@@ -100,8 +102,12 @@ def _split(array: Array, along: Along) -> tuple[tuple[int, ...], tuple[str, ...]
     return axes, tuple(name for name in names if _cuts(name, array))
 
 
+def differs(array: Array, name: str) -> bool:
+    """Whether ``shard_map`` checks and knows that pieces differ along a mesh axis."""
+    return name in jax.typeof(array).manual_axis_type.varying
+
+
 def _cuts(name: str, array: Array) -> bool:
     """Whether pieces differ along a mesh axis; they may, where JAX does not check."""
-    varying = lambda x: jax.typeof(x).manual_axis_type.varying
-    checked = name in varying(jax.lax.axis_index(name))
-    return not checked or name in varying(array)
+    checked = differs(jax.lax.axis_index(name), name)
+    return not checked or differs(array, name)

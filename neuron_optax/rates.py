@@ -176,7 +176,7 @@ def redistributed(rate: Rate) -> Rate:
     """
 
     def apply(value, neurons):
-        require_whole("its layer, whose mean redistribute needs")
+        require_whole(value, "its layer, whose mean redistribute needs")
         factor = rate.apply(value, neurons)
         counts = jnp.broadcast_to(value != 0, factor.shape)
         mean = jnp.mean(factor, axis=neurons, keepdims=True, where=counts)

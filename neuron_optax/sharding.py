@@ -1,5 +1,6 @@
 """Where the state of an optimizer lies when its params lie on many devices."""
 
+import contextlib
 import math
 import warnings
 from collections.abc import Callable
@@ -47,10 +48,11 @@ def state_specs(
 
     Returns:
       A tree like ``optimizer.init(params)`` of ``PartitionSpec``, or, given a mesh, of
-      ``NamedSharding``: the ``out_shardings`` of a jitted ``init``. An axis is
-      replicated, and a warning names its leaf, if ``init`` did not make it from an axis
-      of a param, or if its mesh axes do not divide it. Blocks are shorter than their
-      axis: without a mesh, whose size is not known then, they are replicated.
+      ``NamedSharding`` in the default memory: the ``out_shardings`` of a jitted
+      ``init``. An axis is replicated, and a warning names its leaf (the first ten), if
+      ``init`` did not keep an axis of a param there, or if its mesh axes do not divide
+      it. Blocks are shorter than their axis: without a mesh, whose size is not known
+      then, they are replicated.
 
     Raises:
       ValueError: naming the leaf, for a spec with more axes than the leaf or with mesh
@@ -74,7 +76,7 @@ def state_specs(
     specs = map_named(named, plain, specs)
     divides = _division(plain, specs, mesh)
     state = jax.eval_shape(optimizer.init, params)
-    followed = _follow(optimizer.init, plain, specs, state)
+    followed = _follow(optimizer.init, params, specs, state)
     sharded, lost = [], []
     for (path, leaf), axes in zip(named_leaves(state), followed, strict=True):
         sizes = zip(axes, leaf.shape, strict=True)
@@ -99,18 +101,31 @@ def _follow(
     mesh = Mesh(device, names, axis_types=(AxisType.Explicit,) * len(names))
 
     def typed(param, spec):
-        sharding = NamedSharding(mesh, spec)
-        return jax.ShapeDtypeStruct(np.shape(param), param.dtype, sharding=sharding)
+        shape, dtype = np.shape(param), jax.dtypes.result_type(param)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
 
-    try:
+    def followed(tree, leaves):
         with jax.set_mesh(mesh):
-            followed = jax.eval_shape(init, jax.tree.map(typed, params, specs))
-    except Exception:  # of JAX, not public: types that one has to help; shapes are fine
-        return [[()] * leaf.ndim for leaf in jax.tree.leaves(state)]
-    return [
-        [_names(entry) for entry in _filled(leaf.sharding, leaf.ndim)]
-        for leaf in jax.tree.leaves(followed)
-    ]
+            found = jax.eval_shape(init, jax.tree.unflatten(tree, leaves))
+        return [
+            [_names(entry) for entry in _filled(leaf.sharding, leaf.ndim)]
+            for leaf in jax.tree.leaves(found)
+        ]
+
+    leaves = jax.tree.leaves(params)
+    whole = [typed(leaf, PartitionSpec()) for leaf in leaves]
+    cut = list(map(typed, leaves, jax.tree.leaves(specs)))
+    boxed, plain = (jax.tree.structure(tree) for tree in (params, unbox(params)))
+    # Shapes are fine; errors are those of types, which JAX does not make public.
+    for tree in (boxed, plain):
+        with contextlib.suppress(Exception):
+            return followed(tree, cut)
+    axes = [[()] * leaf.ndim for leaf in jax.tree.leaves(state)]
+    for n, leaf in enumerate(cut):
+        with contextlib.suppress(Exception):
+            alone = followed(boxed, [*whole[:n], leaf, *whole[n + 1 :]])
+            axes = [list(map(max, *pair)) for pair in zip(axes, alone, strict=True)]
+    return axes
 
 
 def _entry(names: Names, size: int, divides: Callable[[Names, int], bool]) -> Any:
@@ -151,6 +166,11 @@ def _named(path: str, param: Any, spec: Any, mesh: AnyMesh | None) -> PartitionS
             f"{path}: param_specs must have a PartitionSpec of at most {rank} axes for "
             f"the shape {np.shape(param)}, got {spec}"
         )
+    names = [name for entry in said for name in _names(entry)]
+    if len(set(names)) < len(names):
+        raise ValueError(
+            f"{path}: a mesh axis may cut one axis, got {said} for {names}"
+        )
     if mesh is not None:
         _check(path, said, np.shape(param), mesh)
     entries = enumerate([*said, *[None] * (rank - len(said))])
@@ -178,7 +198,7 @@ def _mesh_of(specs: Any) -> AnyMesh | None:
 
 
 def _is_spec(node: Any) -> bool:
-    return isinstance(node, PartitionSpec | NamedSharding)
+    return node is None or isinstance(node, PartitionSpec | NamedSharding)
 
 
 def _names(entry: Any) -> Names:

@@ -64,7 +64,7 @@ def test_planned_totals_are_the_bytes_of_real_states(name):
 
 
 @every_strategy
-@pytest.mark.filterwarnings("ignore:state_specs replicates")  # APOLLO's, as JAX does
+@pytest.mark.filterwarnings("ignore:.*state_specs replicates")  # APOLLO's, as JAX does
 def test_planned_bytes_per_device_are_those_that_each_device_holds(name):
     optimizer = STRATEGIES[name]
     row = plan(SHAPES, {name: optimizer}, SPECS, MESH).rows[name]
@@ -176,7 +176,7 @@ def test_the_command_says_in_a_line_what_is_replicated_for_want_of_knowledge(cap
     assert not capsys.readouterr().err
     main([*command.split(), "apollo"])
     noted = capsys.readouterr().err
-    assert noted.startswith("note: state_specs replicates") and len(noted) < 220
+    assert noted.startswith("note: apollo: state_specs replicates") and len(noted) < 220
 
 
 def test_python_runs_the_package_with_its_usual_strategies(capsys, monkeypatch):

@@ -319,6 +319,16 @@ def test_a_statistic_that_drops_its_fan_in_axes_raises():
         optimizer.init({"w": jnp.ones((3, 4))})
 
 
+def test_a_statistic_with_a_branch_says_what_jax_says_and_where():
+    def statistic(update, param, fan_in):
+        return update if jnp.sum(update) > 0 else -update
+
+    optimizer = scale_per_neuron(statistic, latest(), inverse_root())
+    with pytest.raises(jax.errors.TracerBoolConversionError) as caught:
+        optimizer.init({"w": jnp.ones((3, 4))})
+    assert "w: the statistic" in caught.value.__notes__
+
+
 def test_inside_shard_map_it_raises_unless_told_that_the_fan_in_is_whole():
     mesh = jax.make_mesh((1,), ("data",))
     grads = {"w": jnp.ones((3, 4))}
@@ -329,6 +339,6 @@ def test_inside_shard_map_it_raises_unless_told_that_the_fan_in_is_whole():
         spec = jax.sharding.PartitionSpec()
         return jax.shard_map(update, mesh=mesh, in_specs=spec, out_specs=spec)(grads)
 
-    with pytest.raises(NotImplementedError, match=r"w: inside shard_map.*reduce_over"):
+    with pytest.raises(ValueError, match=r"w: inside shard_map.*reduce_over"):
         step(neuron_optax.Neurons())
     assert step(neuron_optax.Neurons(reduce_over=()))["w"].shape == (3, 4)

@@ -1,32 +1,19 @@
 """Inside ``shard_map`` a statistic is that of the whole fan-in, whatever its pieces."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import neuron_optax
 from neuron_optax import FLAX, PER_LAYER, Neurons, neuron_adagrad
-from neuron_optax.sharding import state_specs
 from tests.contract_models import ROUNDING, contenders, normal, run
+from tests.pieces import CUT, NAMED, SPECS, apart, draws, in_pieces, jitted, mesh
 
-SPECS = {  # the fan-in of the first is cut along data, of the second along model
-    "first": {"kernel": P("data", "model"), "bias": P("model")},
-    "second": {"kernel": P("model", "data"), "bias": P("data")},
-    "third": {"kernel": P(("data", "model"), None), "bias": P()},
-}
-SHAPES = {"first": (8, 8), "second": (8, 4), "third": (16, 3)}
-NAMED = {
-    "first/kernel": Neurons(reduce_over=("data",)),
-    "second/kernel": Neurons(reduce_over=("model",)),
-    "third/kernel": Neurons(reduce_over=("data", "model")),
-}
-CUT = FLAX.override(NAMED)
+__all__ = ["mesh"]  # a fixture
+
 WHOLE_ONLY = "redistribute", "per_layer"  # they see all neurons of a layer
 ROWS = [
     row
@@ -35,54 +22,6 @@ ROWS = [
     and not any(part in row.id for part in WHOLE_ONLY)
 ]
 CLOSE = {"rtol": 1e-6, "atol": 1e-6}  # the order of summation, in float32
-
-
-@pytest.fixture(scope="module")
-def mesh():
-    """Eight devices in two rows."""
-    return jax.make_mesh((2, 4), ("data", "model"), (AxisType.Auto,) * 2)
-
-
-@functools.cache
-def draws():
-    """Draw the params and three gradients."""
-
-    def tree(seed):
-        return {
-            layer: {
-                "kernel": normal(shape, seed=seed),
-                "bias": normal(shape[1:], seed=seed),
-            }
-            for layer, shape in SHAPES.items()
-        }
-
-    return tree(0), [tree(seed) for seed in (1, 2, 3)]
-
-
-def in_pieces(optimizer, mesh, specs=SPECS, check_vma=True):
-    """Return an optimizer whose update sees pieces of its trees."""
-    params, _ = draws()
-    shardings = state_specs(optimizer, params, specs, mesh)
-    lie = jax.tree.map(lambda sharding: sharding.spec, shardings)
-    update = jax.shard_map(
-        optimizer.update,
-        mesh=mesh,
-        in_specs=(specs, lie, specs),
-        out_specs=(specs, lie),
-        check_vma=check_vma,
-    )
-    return optax.GradientTransformation(optimizer.init, update)
-
-
-def jitted(optimizer):
-    return optax.GradientTransformation(optimizer.init, jax.jit(optimizer.update))
-
-
-def apart(pieces, whole):
-    """Return the largest difference between the steps of two optimizers."""
-    (_, left, _), (_, right, _) = (run(jitted(of), *draws()) for of in (pieces, whole))
-    differences = jax.tree.map(lambda a, b: jnp.max(jnp.abs(a - b)), left, right)
-    return max(map(float, jax.tree.leaves(differences)))
 
 
 @pytest.mark.parametrize("check_vma", [True, False], ids=["checked", "unchecked"])
@@ -139,8 +78,95 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_changes_of_pieces_are_those_of_the_whole(change, mesh):
-    assert apart(in_pieces(change, mesh), change) < 1e-6
+@pytest.mark.parametrize("check_vma", [True, False], ids=["checked", "unchecked"])
+def test_changes_of_pieces_are_those_of_the_whole(change, check_vma, mesh):
+    assert apart(in_pieces(change, mesh, check_vma=check_vma), change) < 1e-6
+
+
+def broken(leaf):
+    """Break one entry of the third neuron."""
+    return leaf.at[0, 2].set(jnp.nan) if leaf.ndim > 1 else leaf
+
+
+@pytest.mark.parametrize("check_vma", [True, False], ids=["checked", "unchecked"])
+@pytest.mark.parametrize("name", ["finite", "neuron_adagrad"])
+def test_a_neuron_broken_in_one_piece_rests_in_all(name, check_vma, mesh):
+    change = CHANGES | {"neuron_adagrad": neuron_adagrad(0.1, neurons=CUT)}
+    pieces = in_pieces(change[name], mesh, check_vma=check_vma)
+    assert apart(pieces, change[name], broken) < 1e-6
+    assert not apart(change["clip"], change["clip"], broken) < 1e-6  # NaN shows
+
+
+def test_derivatives_reach_through_the_projection_of_pieces(mesh):
+    change = CHANGES["project"]
+    params, (gradient, *_) = draws()
+
+    def slope(optimizer):
+        def total(gradient):
+            update, _ = optimizer.update(gradient, optimizer.init(params), params)
+            return sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(update))
+
+        return jax.jit(jax.grad(total))(gradient)
+
+    compare = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    jax.tree.map(compare, slope(in_pieces(change, mesh)), slope(change))
+
+
+def test_where_only_some_mesh_axes_are_manual_the_others_do_not_count(mesh):
+    optimizer = neuron_adagrad(0.1, neurons=CUT)
+    params, (gradient, *_) = draws()
+    rows, whole = {"kernel": P("data"), "bias": P()}, {"kernel": P(), "bias": P()}
+    specs = {"first": rows, "second": whole, "third": rows}
+    layout = CUT.override({"second/kernel": Neurons(reduce_over=("model",))})
+    pieces = neuron_adagrad(0.1, neurons=layout)
+    lie = jax.tree.map(lambda _: P(), jax.eval_shape(optimizer.init, params))
+    update = jax.shard_map(
+        lambda g, s: pieces.update(g, s)[0],
+        mesh=mesh,
+        in_specs=(specs, lie),
+        out_specs=specs,
+        axis_names={"data"},
+    )
+    found = jax.jit(update)(gradient, optimizer.init(params))
+    expected, _ = optimizer.update(gradient, optimizer.init(params))
+    compare = lambda a, b: np.testing.assert_allclose(a, b, **CLOSE)
+    jax.tree.map(compare, found, expected)
+
+
+def test_an_init_among_pieces_begins_a_scan_over_pieces(mesh):
+    optimizer = neuron_adagrad(0.1, neurons=CUT)
+    params, gradients = draws()
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *gradients)
+    scanned = jax.tree.map(lambda spec: P(None, *spec), SPECS)
+
+    def steps(params, gradients):
+        def step(state, gradient):
+            update, state = optimizer.update(gradient, state)
+            return state, update
+
+        return jax.lax.scan(step, optimizer.init(params), gradients)[1]
+
+    cut = jax.shard_map(steps, mesh=mesh, in_specs=(SPECS, scanned), out_specs=scanned)
+    compare = lambda a, b: np.testing.assert_allclose(a, b, **CLOSE)
+    jax.tree.map(compare, jax.jit(cut)(params, stacked), steps(params, stacked))
+
+
+def test_what_is_known_to_be_whole_needs_no_more(mesh):
+    params, (gradient, *_) = draws()
+    layout = FLAX.with_reduce_over(())
+    for optimizer in (
+        neuron_optax.nero(0.1, neurons=layout),
+        neuron_optax.normuon(0.1, neurons=layout),
+        neuron_adagrad(0.1, neurons=layout, redistribute=True),
+    ):
+        state = optimizer.init(params)
+        update = lambda g, s, p, of=optimizer: of.update(g, s, p)[0]
+        whole = jax.shard_map(update, mesh=mesh, in_specs=P(), out_specs=P())
+        found, expected = (
+            jax.jit(of)(gradient, state, params) for of in (whole, update)
+        )
+        compare = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+        jax.tree.map(compare, found, expected)
 
 
 @pytest.mark.parametrize("axes", [(0,), (0, 1)])
@@ -158,48 +184,7 @@ def test_reductions_of_a_custom_statistic_reach_over_the_pieces(axes, mesh):
     for ours, theirs in {
         neuron_optax.sum_over: jnp.sum,
         neuron_optax.mean_over: jnp.mean,
+        neuron_optax.max_over: jnp.max,
     }.items():
         expected = theirs(whole, axis=axes, keepdims=True)
         np.testing.assert_allclose(pieces(ours), expected, rtol=1e-5)
-
-
-def refused(optimizer, mesh, error, match):
-    with pytest.raises(error, match=match):
-        run(in_pieces(optimizer, mesh), *draws())
-
-
-def test_what_may_be_a_piece_is_refused_until_said(mesh):
-    refused(
-        neuron_adagrad(0.1),
-        mesh,
-        NotImplementedError,
-        r"first/kernel: inside shard_map over .*reduce_over=\(\).*name the mesh axes",
-    )
-
-
-def test_mesh_axes_that_are_not_there_are_refused(mesh):
-    for said in (("rows",), "data"):
-        layout = FLAX.override({"kernel": Neurons(reduce_over=said)})
-        optimizer = neuron_adagrad(0.1, neurons=layout)
-        refused(optimizer, mesh, ValueError, "first/kernel: reduce_over must be a")
-
-
-def test_a_mean_over_the_neurons_of_a_piece_is_refused(mesh):
-    optimizer = neuron_adagrad(0.1, neurons=CUT, redistribute=True)
-    refused(optimizer, mesh, NotImplementedError, "may be a piece of its layer")
-
-
-def test_blocks_of_what_may_be_a_piece_are_refused(mesh):
-    heads = Neurons(blocks=((-1, 2),), reduce_over=("model",))
-    layout = CUT.override({"second/kernel": heads})
-    optimizer = neuron_adagrad(0.1, neurons=layout)
-    refused(optimizer, mesh, NotImplementedError, "second/kernel: .*blocks.*counted")
-
-
-def test_a_custom_statistic_that_knows_no_mesh_axes_is_refused(mesh):
-    statistic = lambda update, param, fan_in: jnp.mean(update**2, fan_in, keepdims=True)
-    optimizer = neuron_optax.scale_per_neuron(
-        statistic, neuron_optax.latest(), neuron_optax.inverse_root(), neurons=CUT
-    )
-    match = r"first/kernel: .*; reduce \(0, 'data'\) with sum_over"
-    refused(optimizer, mesh, (TypeError, ValueError), match)

@@ -62,7 +62,7 @@ WRAPPERS = {
     "multi_steps": lambda of: optax.MultiSteps(of, 3),
     "apply_if_finite": lambda of: optax.apply_if_finite(of, 3),
     "schedule_free": lambda of: optax.contrib.schedule_free(of, 0.1),
-    "lookahead_free": lambda of: optax.chain(of, optax.add_noise(0.1, 0.5, 0)),
+    "noise": lambda of: optax.chain(of, optax.add_noise(0.1, 0.5, 0)),
     "schedule": lambda of: optax.chain(of, optax.scale_by_schedule(lambda t: t)),
 }
 
@@ -176,6 +176,20 @@ def needs_help(params):
     return jax.tree.map(lambda leaf: leaf @ leaf.T, params)
 
 
+def test_a_leaf_that_needs_help_does_not_hide_those_beside_it():
+    init = lambda params: {"product": needs_help(params), "copy": params}
+    other = optax.GradientTransformation(init, lambda u, s, p=None: (u, s))
+    params = {
+        "kernel": jax.ShapeDtypeStruct((8, 16), jnp.float32),
+        "bias": jax.ShapeDtypeStruct((16,), jnp.float32),
+    }
+    helped = optax.chain(optax.trace(0.9), optax.masked(other, KERNELS))
+    said = {"kernel": P("data", "model"), "bias": P("model")}
+    with pytest.warns(UserWarning, match=r"axes \[0, 1\] of 1/.*product/kernel"):
+        specs = state_specs(helped, params, said)
+    assert specs[0].trace["bias"] == P("model")
+
+
 UNKNOWN = {"zeros": zeros_like_nothing, "product": needs_help}
 
 
@@ -204,6 +218,8 @@ BAD = {
     "free": (P(P.UNCONSTRAINED), MESH, r"bias: .*PartitionSpec of at most 1"),
     "unknown": (P("rows"), MESH, r"bias: 'rows' in .* must be of \{'data': 2"),
     "divided": (P(("data", "model")), AbstractMesh((3, 4), ("data", "model")), "16"),
+    "twice": (P(("data", "data")), None, r"bias: a mesh axis may cut one axis"),
+    "none": (None, MESH, r"bias: .*PartitionSpec .*got None"),
     "no spec": ("data", MESH, r"bias: param_specs must have a PartitionSpec"),
 }
 
@@ -222,10 +238,32 @@ def test_shardings_on_two_meshes_are_refused():
         state_specs(MINI, SHAPES, {"first": first, "second": second})
 
 
-def test_the_specs_of_boxed_params_have_the_structure_of_their_state():
+BOXED = {
+    "bare": lambda of: of,
+    "masked": lambda of: optax.masked(of, KERNELS),
+    "partition": lambda of: optax.partition(
+        {"ours": of}, lambda tree: jax.tree.map(lambda _: "ours", tree)
+    ),
+}
+
+
+@pytest.mark.parametrize("said", [None, ("data", "model")])
+@pytest.mark.parametrize("wrap", BOXED.values(), ids=BOXED)
+def test_the_specs_of_boxed_params_have_the_structure_of_their_state(wrap, said):
     nnx = pytest.importorskip("flax.nnx")
-    params = nnx.State({"kernel": nnx.Param(np.ones((8, 16), np.float32))})
-    specs = state_specs(MINI, params, P("data", "model"))
-    state = jax.eval_shape(MINI.init, params)
+    kernel = np.ones((8, 16), np.float32)
+    mesh = jax.make_mesh((2, 4), ("data", "model"), (AxisType.Auto,) * 2)
+    with jax.set_mesh(mesh):
+        params = nnx.State({"kernel": nnx.Param(kernel, out_sharding=said)})
+    optimizer = wrap(MINI)
+    specs = state_specs(optimizer, params, P("data", "model"))
+    state = jax.eval_shape(optimizer.init, params)
     assert jax.tree.structure(specs) == jax.tree.structure(state)
-    assert specs[0].memory["kernel"].get_value() == P(None, "model")
+    memory = optax.tree.get(specs, "NeuronState").memory["kernel"]
+    assert jax.tree.leaves(memory) == [P(None, "model")]
+
+
+def test_python_numbers_are_params_too():
+    params = {"kernel": np.ones((8, 16), np.float32), "scale": 2.0}
+    specs = state_specs(optax.adam(0.1), params, {"kernel": P("data"), "scale": P()})
+    assert specs[0].mu == {"kernel": P("data"), "scale": P()}

@@ -14,7 +14,7 @@ from neuron_optax.axes.libraries import (
 )
 from neuron_optax.axes.neurons import Axes, MatrixAxes, Neurons
 from neuron_optax.axes.siblings import kernel_of, lend
-from neuron_optax.axes.views import check_numbers, map_axes, unview, view
+from neuron_optax.axes.views import check_numbers, check_pieces, map_axes, unview, view
 
 __all__ = [
     "ADAM_MINI",
@@ -31,6 +31,7 @@ __all__ = [
     "Rule",
     "as_layout",
     "check_numbers",
+    "check_pieces",
     "describe",
     "infer_layout",
     "kernel_of",

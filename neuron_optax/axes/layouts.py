@@ -12,7 +12,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from neuron_optax.axes.neurons import Axes, MatrixAxes, Neurons, as_axes, resolve
+from neuron_optax.axes.neurons import (
+    Axes,
+    MatrixAxes,
+    Neurons,
+    as_axes,
+    check_reduce_over,
+    resolve,
+)
 from neuron_optax.axes.siblings import kernel_of
 from neuron_optax.pieces import manual_axes, may_be_piece
 from neuron_optax.trees import PART, named_leaves
@@ -69,6 +76,7 @@ class Layout:
                 re.compile(rule.pattern)
             except re.error as error:
                 raise ValueError(f"layout rule {rule.pattern!r}: {error}") from error
+        check_reduce_over(self.reduce_over, "layout")
         named = {f"rule {rule.pattern!r}": rule.neurons for rule in self.rules}
         for place, neurons in (named | {"fallback": self.fallback}).items():
             if not isinstance(neurons, Neurons | MatrixAxes):
@@ -100,9 +108,13 @@ class Layout:
         """Return a layout for the pieces of a whole model inside ``shard_map``.
 
         Args:
-          mesh_axes: over which the fan-in of all leaves is sharded; a leaf that is not
-            cut along them has to say ``reduce_over=()`` of its own, unless
-            ``shard_map`` checks (``check_vma``), so that it is seen.
+          mesh_axes: over which the fan-in of all leaves, and nothing else of them, is
+            sharded. A leaf that they do not cut has to say ``reduce_over=()`` of its
+            own, unless ``shard_map`` checks (``check_vma``), so that it is seen; one
+            whose neurons they cut has to say what cuts its fan-in.
+
+        Raises:
+          TypeError: for what is no tuple of distinct names.
 
         Example:
           >>> Layout().with_reduce_over(("fsdp",)).neurons("kernel", 2).reduce_over
@@ -175,9 +187,9 @@ class Layout:
         Raises:
           TypeError: as `axes`.
           ValueError: as `axes`; if two leaves have one path; inside ``shard_map``,
-            where ``reduce_over`` of a leaf with a fan-in does not name mesh axes.
-          NotImplementedError: inside ``shard_map``, for a leaf with a fan-in whose
-            ``reduce_over`` is not said, and for blocks of what may be a piece.
+            where ``reduce_over`` of a leaf with a fan-in is not said or names no mesh
+            axes.
+          NotImplementedError: inside ``shard_map``, for blocks of what may be a piece.
         """
         leaves = {}
         for path, leaf in named_leaves(tree):
@@ -210,17 +222,14 @@ class Layout:
                 "piece cannot be counted: give them an axis of their own"
             )
         if of.fan_in and over is None:
-            raise NotImplementedError(
+            raise ValueError(
                 f"{path}: inside shard_map over {manual}, say reduce_over=() in "
                 "Neurons or of the Layout if the fan-in is whole, or name the mesh "
                 "axes over which it is sharded"
             )
         known = jax.sharding.get_abstract_mesh().axis_names
-        if of.fan_in and (isinstance(over, str) or not set(over or ()) <= set(known)):
-            raise ValueError(
-                f"{path}: reduce_over must be a tuple of mesh axes, of {known}, got "
-                f"{over!r}"
-            )
+        if not set(over or ()) <= set(known):
+            raise ValueError(f"{path}: reduce_over must be of {known}, got {over}")
         cut = tuple(name for name in over or () if name in manual)
         return of._replace(over=cut) if of.fan_in else of
 

@@ -101,12 +101,12 @@ class Axes(NamedTuple):
     @property
     def layer(self) -> "Axes":
         """The axes of the leaf as if each of its copies were one neuron."""
-        return self._replace(output=(), fan_in=self.output + self.fan_in)
+        return self._replace(output=(), fan_in=self.output + self.fan_in, over=())
 
     @property
     def swapped(self) -> "Axes":
         """The axes of the leaf as if its fan-in were its neurons."""
-        return self._replace(output=self.fan_in, fan_in=self.output)
+        return self._replace(output=self.fan_in, fan_in=self.output, over=())
 
     def names(self, names: Sequence[Any]) -> tuple[Any, ...]:
         """Name the axes of an array with one number per neuron like the leaf's.
@@ -133,6 +133,7 @@ def resolve(neurons: Neurons, path: str, shape: tuple[int, ...]) -> Axes:
       ValueError: naming the leaf, for axes out of range or named twice, and for blocks
         that do not divide their axis or whose axis is fan-in.
     """
+    check_reduce_over(neurons.reduce_over, path)
     ndim = len(shape)
     stack = as_axes(neurons.stack, path)
     output = () if neurons.output is ... else as_axes(neurons.output, path)
@@ -158,6 +159,22 @@ def resolve(neurons: Neurons, path: str, shape: tuple[int, ...]) -> Axes:
     rest = tuple(a for a in range(len(parts)) if a not in output + stack)
     view = tuple(size for _, size in parts)
     return Axes(shape, view, tuple(source), output, stack, rest)
+
+
+def check_reduce_over(mesh_axes: Any, holder: str) -> None:
+    """Refuse what is neither ``None`` nor a tuple of distinct names.
+
+    Raises:
+      TypeError: naming the leaf or layout.
+    """
+    names = mesh_axes if isinstance(mesh_axes, tuple) else (None,)
+    distinct = len(set(names)) == len(names)
+    if mesh_axes is None or (distinct and all(isinstance(n, str) for n in names)):
+        return
+    raise TypeError(
+        f"{holder}: reduce_over must be a tuple of distinct mesh axes or None, got "
+        f"{mesh_axes!r}"
+    )
 
 
 def as_axes(axes: Any, path: str) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from neuron_optax.axes.neurons import Axes
 from neuron_optax.axes.views import TreeAxes
+from neuron_optax.pieces import manual_axes
 from neuron_optax.trees import PART, is_masked, map_named, named_leaves
 
 
@@ -66,10 +67,12 @@ def lend(tree: Any, axes: TreeAxes) -> Any:
 def _check_neurons(bias: str, theirs: Axes, kernel: str, ours: Axes) -> None:
     has, wanted = _lengths(ours), _lengths(theirs)
     if has != wanted:
+        pieces = "inside shard_map cut both alike, " * bool(manual_axes())
         raise ValueError(
             f"{bias} uses the rate of {kernel}, so both must have the same neurons "
-            f"along (stack, output), got {wanted} and {has}: override the layout (are "
-            "there stacked copies?), see describe and infer_layout, or use bias='own'"
+            f"along (stack, output), got {wanted} and {has}: {pieces}override the "
+            "layout (are there stacked copies?), see describe and infer_layout, or use "
+            "bias='own'"
         )
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from neuron_optax.axes.neurons import Axes, divides
+from neuron_optax.pieces import differs
 from neuron_optax.trees import map_named, named_leaves
 
 TreeAxes = Mapping[str, Axes]
@@ -44,6 +45,17 @@ def view(axes: TreeAxes, tree: Any) -> Any:
 def unview(axes: TreeAxes, tree: Any) -> Any:
     """Return the leaves in their own shapes."""
     return map_axes(lambda of, leaf: jnp.reshape(leaf, of.shape), axes, tree)
+
+
+def check_pieces(axes: TreeAxes, numbers: Any) -> None:
+    """Refuse to sum different neurons, where ``shard_map`` checks what differs.
+
+    Raises:
+      ValueError: naming the leaf and the mesh axes that cut its neurons.
+    """
+    for path, leaf in named_leaves(numbers):
+        if cut := [name for name in axes[path].over if differs(leaf, name)]:
+            raise ValueError(f"{path}: reduce_over names {cut}, which cut its neurons")
 
 
 def check_numbers(axes: TreeAxes, numbers: Any, holder: str) -> None:

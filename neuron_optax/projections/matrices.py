@@ -62,7 +62,7 @@ def orthogonalize(
     Raises:
       ValueError: if ``eps`` is a number that is not positive or ``steps`` one below 1;
         as `scale_per_neuron`.
-      NotImplementedError: inside ``shard_map``, where a leaf may be a piece.
+      NotImplementedError: inside ``shard_map``, for a leaf that may be a piece.
 
     Reference:
       Jordan et al., *Muon* (2024), https://kellerjordan.github.io/posts/muon.
@@ -91,7 +91,7 @@ def on_matrices(function: Callable[[Matrices], Matrices], of: Axes, leaf: Array)
 
 def to_matrices(of: Axes, leaf: Array) -> Matrices:
     """Return the copies of a leaf in its view as matrices, gathered whole."""
-    require_whole("its matrix")
+    require_whole(leaf, "its matrix")
     whole = of.whole
     if jax.typeof(leaf).sharding.mesh.explicit_axes:
         leaf = jax.sharding.reshard(leaf, jax.sharding.PartitionSpec())
@@ -158,6 +158,7 @@ def preserve_norm(
 
     Raises:
       ValueError: if ``eps`` is a number that is not positive; as `scale_per_neuron`.
+      NotImplementedError: inside ``shard_map``, for a leaf that may be a piece.
 
     Reference:
       Li et al., *NorMuon* (2025), arXiv:2510.05491.
@@ -172,7 +173,7 @@ def preserve_norm(
     require_positive("eps", eps)
 
     def restored(update, before, of):
-        require_whole("its layer")
+        require_whole(update, "its layer")
         layer = of.layer.fan_in
         size, wanted = (root(sum_square(u, None, layer)) for u in (update, before))
         return update * (wanted / (size + eps))
@@ -198,6 +199,7 @@ def scale_by_shape(
 
     Raises:
       ValueError: as `scale_per_neuron`.
+      NotImplementedError: inside ``shard_map``, for a leaf that may be a piece.
 
     Note:
       Under ``optax.inject_hyperparams`` a bare function is taken for a schedule: name
@@ -211,7 +213,10 @@ def scale_by_shape(
     """
 
     def scaled(update, param, of):
-        return update * factor(*matrix_shape(of)) if is_matrix(of) else update
+        if not is_matrix(of):
+            return update
+        require_whole(update, "its matrix")
+        return update * factor(*matrix_shape(of))
 
     return stateless(scaled, neurons)
 
@@ -223,7 +228,6 @@ def aspect_ratio(outputs: int, inputs: int) -> float:
 
 def matrix_shape(of: Axes) -> tuple[int, int]:
     """Return the number of neurons and the fan-in of one copy of a leaf."""
-    require_whole("its matrix")
     whole = of.whole
     outputs, inputs = (
         math.prod(whole.shape[axis] for axis in part)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array
@@ -85,7 +86,8 @@ def projected(weights: Array, of: Axes) -> Array:
     """Project one leaf in its view."""
     if size_over(weights, of.reduced) < 2:
         return weights
-    largest = max_over(jnp.abs(weights), of.reduced)
+    size_of = jax.lax.stop_gradient(jnp.abs(weights))  # cancels below
+    largest = max_over(size_of, of.reduced)
     near_one = weights / jnp.where(largest == 0, 1.0, largest)  # squares neither
     centred = near_one - mean_over(near_one, of.reduced)  # overflow
     size = norm(centred, None, of.reduced)  # nor underflow

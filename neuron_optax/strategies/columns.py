@@ -94,6 +94,7 @@ def namo_d(
     Raises:
       ValueError: for a hyperparameter out of range, or as `scale_per_neuron`; at
         ``update``, if ``params`` is ``None``.
+      NotImplementedError: inside ``shard_map``, for a leaf that may be a piece.
 
     Note:
       Two statistics and their mean over a layer do not fit `scale_per_neuron`: it is a

@@ -123,6 +123,7 @@ def scale_by_apollo(
 
     Raises:
       ValueError: for a hyperparameter out of range, or as `scale_per_neuron`.
+      NotImplementedError: inside ``shard_map``, for a leaf that may be a piece.
 
     Note:
       Leaves of one shape share a projection; a new one finds the moments of the old.
@@ -296,6 +297,7 @@ def apollo(
 
     Raises:
       ValueError: for a hyperparameter out of range, or as `scale_per_neuron`.
+      NotImplementedError: inside ``shard_map``, for a leaf that may be a piece.
 
     Note:
       Its statistic is an optimizer in another space, which does not fit

@@ -112,6 +112,7 @@ def muown(
     Raises:
       ValueError: for a hyperparameter out of range, or as `scale_per_neuron`; at
         ``update``, if ``params`` is ``None``.
+      NotImplementedError: inside ``shard_map``, for a leaf that may be a piece.
 
     Note:
       It changes the coordinates of the weights, which does not fit `scale_per_neuron`:

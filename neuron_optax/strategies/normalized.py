@@ -95,6 +95,8 @@ def neuron_sgd(
 
     Raises:
       ValueError: for a hyperparameter out of range, or as `scale_per_neuron`.
+      NotImplementedError: inside ``shard_map``, for a shape factor of a leaf that may
+        be a piece.
 
     Note:
       The authors train biases, and SCALE and RMNP embeddings, with AdamW: use
@@ -177,6 +179,7 @@ def nero(
     Raises:
       ValueError: for a hyperparameter out of range, or as `scale_per_neuron`; at
         ``update``, if ``params`` is ``None``.
+      NotImplementedError: inside ``shard_map``, for a leaf that may be a piece.
 
     Note:
       There is no weight decay: the norm is fixed. No epsilon is added anywhere.
@@ -233,6 +236,7 @@ def scale_by_initial_norm(
     Raises:
       TypeError: at ``init``, for a leaf that is not floating or complex.
       ValueError: as `scale_per_neuron`; at ``update``, if ``params`` is ``None``.
+      NotImplementedError: inside ``shard_map``, for a leaf that may be a piece.
 
     Example:
       >>> bias = jnp.array([3.0, -1.0])
@@ -243,7 +247,7 @@ def scale_by_initial_norm(
     layout = as_layout(neurons)
 
     def measure(of, weights):
-        require_whole("its layer")
+        require_whole(weights, "its layer")
         norms = l2(projected(widen(weights), of), None, of.fan_in)
         count = math.prod(of.view[axis] for axis in of.output)
         size = jnp.sum(norms, axis=of.output, keepdims=True) / max(count, 1)

@@ -74,6 +74,7 @@ def scale_by_normuon(
 
     Raises:
       ValueError: for a hyperparameter out of range, or as `scale_per_neuron`.
+      NotImplementedError: inside ``shard_map``, for a leaf that may be a piece.
 
     Reference:
       Li et al., *NorMuon* (2025), arXiv:2510.05491, as coded by its authors.
@@ -161,6 +162,7 @@ def normuon(
 
     Raises:
       ValueError: for a hyperparameter out of range, or as `scale_per_neuron`.
+      NotImplementedError: inside ``shard_map``, for a leaf that may be a piece.
 
     Note:
       Variants are compositions of `orthogonalize`, `scale_per_neuron`, `preserve_norm`

@@ -2,7 +2,7 @@
 
 from tests.mutants.mutant import Mutant
 
-PIECES = "tests/test_shard_map.py"
+PIECES = "tests/test_shard_map.py tests/test_pieces.py"
 
 SCALE = {
     "pieces summed each by itself": Mutant(
@@ -19,13 +19,13 @@ SCALE = {
     ),
     "whole leaves summed over the mesh": Mutant(
         "pieces.py",
-        "return not checked or name in varying(array)",
+        "return not checked or differs(array, name)",
         "return True",
         f"{PIECES} -k test_a_layout_says_it_for_all_its_leaves",
     ),
     "a mean over the neurons of a piece": Mutant(
         "rates.py",
-        'require_whole("its layer, whose mean redistribute needs")',
+        'require_whole(value, "its layer, whose mean redistribute needs")',
         "pass",
         f"{PIECES} -k test_a_mean_over_the_neurons",
     ),
