@@ -24,7 +24,13 @@ ROWS = [
 CLOSE = {"rtol": 1e-6, "atol": 1e-6}  # the order of summation, in float32
 
 
-@pytest.mark.parametrize("check_vma", [True, False], ids=["checked", "unchecked"])
+@pytest.mark.parametrize(
+    "check_vma",
+    [
+        pytest.param(True, id="checked"),
+        pytest.param(False, id="unchecked", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("make", ROWS)
 def test_pieces_take_the_steps_of_the_whole(make, check_vma, mesh):
     optimizer = make(0.01)
