@@ -18,7 +18,7 @@ from tqdm import trange
 import neuron_optax
 
 jax.config.update("jax_num_cpu_devices", 8)
-WIDTH, HEADS, LENGTH, BATCH, STEPS = 64, 4, 64, 32, 150
+WIDTH, HEADS, LENGTH, BATCH, STEPS = 64, 4, 64, 32, 80
 INTO, BACK = {"out_sharding": ("fsdp", "tp")}, {"out_sharding": ("tp", "fsdp")}
 text = np.frombuffer(inspect.getsource(argparse).encode(), np.uint8)
 
@@ -51,15 +51,13 @@ class Writer(nnx.Module):
     def __init__(self, rngs):
         self.embed = nnx.Embed(256, WIDTH, embedding_metadata=BACK, rngs=rngs)
         self.place = nnx.Embed(LENGTH, WIDTH, embedding_metadata=BACK, rngs=rngs)
-        self.blocks = nnx.List(Block(rngs) for _ in range(2))
+        self.block = Block(rngs)
         self.head = nnx.Linear(WIDTH, 256, kernel_metadata=INTO, rngs=rngs)
 
     def __call__(self, text):
         """Return logits of the byte after each byte of ``text``."""
         x = self.embed(text) + self.place(jnp.arange(LENGTH))[None]
-        for block in self.blocks:
-            x = block(x)
-        return self.head(x)
+        return self.head(self.block(x))
 
 
 @nnx.jit
@@ -88,7 +86,7 @@ with jax.set_mesh(mesh):
 
 state = optimizer.opt_state[0]
 kernel, momentum, memory = (
-    tree["blocks"][0]["up"]["kernel"]
+    tree["block"]["up"]["kernel"]
     for tree in (nnx.state(model), state.direction.ema, state.memory)
 )
 for name, leaf in {"kernel": kernel, "momentum": momentum, "memory": memory}.items():
