@@ -137,7 +137,9 @@ def test_what_is_no_layout_is_refused(neurons):
 
 def test_a_fallback_that_gives_no_neurons_raises():
     with pytest.raises(TypeError, match=r"layout fallback: not Neurons, \(0,\)"):
-        Layout.__post_init__(types.SimpleNamespace(rules=(), fallback=(0,)))
+        Layout.__post_init__(
+            types.SimpleNamespace(rules=(), fallback=(0,), reduce_over=None)
+        )
 
 
 @pytest.mark.parametrize(("neurons", "message"), WRONG.values(), ids=WRONG)
