@@ -125,8 +125,10 @@ CRASHES = {  # the process that dies, after which step, and the last checkpoint
 def crashed(tmp_path_factory):
     """Two processes of which one dies, and where their checkpoints are, by crash."""
 
+    folders = {name: tmp_path_factory.mktemp(name) for name in CRASHES}
+
     def crash(name):
-        folder = tmp_path_factory.mktemp(name)
+        folder = folders[name]
         victim = CRASHES[name][:2]
         run = Run(f"{folder}/whole.npz", saves=f"{folder}/saves", victim=victim)
         return folder, end_of(2, run)
