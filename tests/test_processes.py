@@ -124,7 +124,6 @@ CRASHES = {  # the process that dies, after which step, and the last checkpoint
 @pytest.fixture(scope="module")
 def crashed(tmp_path_factory):
     """Two processes of which one dies, and where their checkpoints are, by crash."""
-
     folders = {name: tmp_path_factory.mktemp(name) for name in CRASHES}
 
     def crash(name):
