@@ -144,6 +144,7 @@ def types_around_update(optimizer, params, gradient):
 
 def differ(left, right):
     """Return whether any leaf differs by more than rounding."""
+    # a thousand ulps: what is rounded must never count as different
     close = lambda a, b: np.allclose(a, b, rtol=1e-4, atol=1e-6)
     return not all(jax.tree.leaves(jax.tree.map(close, left, right)))
 
