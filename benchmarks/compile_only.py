@@ -107,7 +107,7 @@ def compiled_step(
     options: Mapping[str, Any],
     specs: Callable[..., Any] = state_specs,
 ) -> Compiled:
-    """Compile params, state, tokens -> params, state, loss; the old ones are donated.
+    """Compile a step, see `sharded_step`.
 
     Args:
       optimizer: what comes after forward and backward.
@@ -115,6 +115,24 @@ def compiled_step(
       mesh: with the axes ``fsdp`` and ``tp``.
       options: of the compiler.
       specs: says where the state lies; called as `state_specs`.
+    """
+    step, args = sharded_step(optimizer, model, mesh, specs)
+    params, state, _ = args
+    start = time.perf_counter()
+    compiled = step.lower(*args).compile(compiler_options=dict(options))
+    return summary(compiled, params, state, time.perf_counter() - start)
+
+
+def sharded_step(
+    optimizer: optax.GradientTransformation,
+    model: transformer.Model,
+    mesh: Mesh,
+    specs: Callable[..., Any] = state_specs,
+) -> tuple[Any, tuple[Any, Any, Any]]:
+    """Return params, state, tokens -> params, state, loss, jitted, and its arguments.
+
+    The old params and state are donated; the arguments are shapes that know where they
+    lie.
     """
     at = lambda *spec: NamedSharding(mesh, P(*spec))
     constrain = lambda x: jax.lax.with_sharding_constraint(x, at("fsdp"))
@@ -131,9 +149,7 @@ def compiled_step(
     tokens = jax.ShapeDtypeStruct((model.batch, model.length + 1), jnp.int32)
     args = params, state, placed(tokens, at("fsdp"))
     jitted = jax.jit(step, donate_argnums=(0, 1), out_shardings=(places, kept, at()))
-    start = time.perf_counter()
-    compiled = jitted.lower(*args).compile(compiler_options=dict(options))
-    return summary(compiled, params, state, time.perf_counter() - start)
+    return jitted, args
 
 
 def summary(compiled: Any, params: Any, state: Any, seconds: float) -> Compiled:

@@ -56,8 +56,8 @@ def state_specs(
 
     Raises:
       ValueError: naming the leaf, for a spec with more axes than the leaf or with mesh
-        axes that the mesh lacks; for shardings on several meshes; as
-        ``optimizer.init``.
+        axes that the mesh lacks, that stand twice or do not divide; for shardings on
+        several meshes; as ``optimizer.init``.
 
     Example:
       >>> from jax.sharding import PartitionSpec as P

@@ -6,13 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from benchmarks.collectives import Collective, beyond, collectives, within_neurons
-from benchmarks.compile_only import OPTIMIZERS, compiled_step
+from benchmarks.compile_only import OPTIMIZERS, compiled_step, sharded_step
 from benchmarks.targets import TARGETS, mesh_of
 from benchmarks.transformer import Model
+from neuron_optax.portable import register_states
+from tests.contract_models import CLOSE
 
 ALONE = """
   %all-reduce.1 = f32[2,64]{1,0:T(2,128)S(1)} all-reduce(%p), channel_id=1
@@ -155,3 +158,30 @@ def test_on_tpus_a_step_is_given_no_more_bytes_than_its_numbers_have(on_tpus, na
     expected = entry * step.parameters + neuron * sum(step.neurons)
     # tokens, steps and vectors filled up to whole tiles are less than a hundredth
     assert step.argument_bytes == pytest.approx(expected, rel=0.01)
+
+
+TINY = Model(layers=1, width=16, heads=4, vocabulary=32, batch=8, length=8)
+
+
+def test_the_sharded_step_of_a_transformer_is_written_and_read_for_four_platforms():
+    mesh = mesh_of(TARGETS["cpu x8"])
+    step, args = sharded_step(OPTIMIZERS["adam_mini"], TINY, mesh)
+    register_states()
+    platforms = "cpu", "cuda", "tpu", "rocm"
+    written = export.export(step, platforms=platforms)(*args).serialize()
+    read = export.deserialize(written)
+    assert read.platforms == platforms and read.nr_devices == 8
+
+    def drawn(leaf):
+        draw = np.random.default_rng(leaf.size).standard_normal(leaf.shape)
+        return jax.device_put(np.abs(0.1 * draw).astype(leaf.dtype), leaf.sharding)
+
+    # donated, so drawn for each; four platforms may round a quotient otherwise
+    found = jax.jit(read.call)(*jax.tree.map(drawn, args))
+    expected = step(*jax.tree.map(drawn, args))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), found, expected
+    )
+    moved = step(*jax.tree.map(drawn, args))[0]
+    before = jax.tree.map(drawn, args)[0]
+    assert not np.allclose(moved["embed"]["embedding"], before["embed"]["embedding"])

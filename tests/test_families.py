@@ -172,6 +172,7 @@ def test_a_norm_makes_steps_smaller_than_a_mean_by_the_root_of_the_size():
     of_entries, of_neurons, *means = updates
     np.testing.assert_allclose(of_entries, means[0], rtol=TOLERANCE)
     np.testing.assert_allclose(of_neurons * 3**0.5, means[1], rtol=TOLERANCE)
+    # not a tolerance: without the root they must be off by more than a thousandth
     assert not np.allclose(of_neurons, means[1], rtol=1e-3)
 
 
