@@ -14,14 +14,20 @@ from jaxtyping import Array
 from neuron_optax.numerics import require_number, require_within
 
 
+def _as_is(memory: Array, step: Array) -> Array:
+    return memory
+
+
 class Accumulator(NamedTuple):
-    """A memory of one leaf as three pure functions.
+    """A memory of one leaf as pure functions.
 
     Attributes:
       init: ``init(blank)``, the memory before the first update; ``blank`` has the
         shape, dtype and sharding of the statistic and may be abstract.
       update: ``update(memory, statistic)``, the memory after one more statistic.
       read: ``read(memory, step)``, the value remembered after ``step`` updates.
+      skip: ``skip(memory, steps)``, the memory after so many statistics of zero; left
+        out where those leave it as it is. Rows of a table catch up with it.
 
     Example:
       >>> smallest = Accumulator(
@@ -36,10 +42,7 @@ class Accumulator(NamedTuple):
     init: Callable[[Array], Array]
     update: Callable[[Array, Array], Array]
     read: Callable[[Array, Array], Array]
-
-
-def _as_is(memory: Array, step: Array) -> Array:
-    return memory
+    skip: Callable[[Array, Array], Array] = _as_is
 
 
 def latest() -> Accumulator:
@@ -52,7 +55,12 @@ def latest() -> Accumulator:
       >>> float(latest().update(jnp.array(1.0), jnp.array(3.0)))
       3.0
     """
-    return Accumulator(jnp.zeros_like, lambda memory, statistic: statistic, _as_is)
+    return Accumulator(
+        init=jnp.zeros_like,
+        update=lambda memory, statistic: statistic,
+        read=_as_is,
+        skip=lambda memory, steps: jnp.where(steps > 0, 0, memory),
+    )
 
 
 def total(initial: float | Array = 0.0) -> Accumulator:
@@ -125,7 +133,11 @@ def ema(decay: float | Array, debias: bool = True) -> Accumulator:
         beta = jnp.asarray(decay, memory.dtype)
         return memory / (1 - beta**step)
 
-    return Accumulator(jnp.zeros_like, update, corrected if debias else _as_is)
+    def decayed(memory, steps):
+        return memory * jnp.asarray(decay, memory.dtype) ** steps
+
+    read = corrected if debias else _as_is
+    return Accumulator(jnp.zeros_like, update, read, decayed)
 
 
 def maximum() -> Accumulator:

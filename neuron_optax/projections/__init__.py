@@ -26,6 +26,7 @@ from neuron_optax.projections.matrices import (
     to_matrices,
 )
 from neuron_optax.projections.weights import (
+    limit_norms,
     project_neurons,
     project_steps,
     projected,
@@ -37,6 +38,7 @@ __all__ = [
     "clip_per_neuron",
     "from_matrices",
     "is_matrix",
+    "limit_norms",
     "matrix_shape",
     "newton_schulz",
     "normalize_per_neuron",

@@ -1,4 +1,4 @@
-"""Weights kept on a surface: every neuron at mean zero and norm one."""
+"""Weights kept on a surface: neurons at mean zero and norm one, or within a norm."""
 
 from typing import Any
 
@@ -10,6 +10,7 @@ from jaxtyping import Array
 from neuron_optax.axes import FLAX, Axes, Layout, MatrixAxes, Neurons, as_layout
 from neuron_optax.pieces import max_over, mean_over, size_over
 from neuron_optax.projections.stateless import changed, stateless
+from neuron_optax.rates import require_positive
 from neuron_optax.statistics import norm
 
 
@@ -78,6 +79,53 @@ def project_steps(
         if param is None:
             raise ValueError("the projection needs the weights: pass params")
         return projected(param + update, of) - param
+
+    return stateless(step, neurons)
+
+
+def limit_norms(
+    max_norm: float | Array, *, neurons: Layout | Neurons | MatrixAxes = FLAX
+) -> optax.GradientTransformationExtraArgs:
+    r"""Change every step so that no neuron's weights end longer than a limit.
+
+    .. math::
+      u_i = (w_i + \Delta_i) \min\Big(1, \frac{c}{\lVert w_i + \Delta_i \rVert_2}\Big)
+      - w_i
+
+    It is the last member of a chain, behind sign and learning rate: what changes the
+    step after it passes the limit.
+
+    Args:
+      max_norm: :math:`c > 0`, in units of the parameter.
+      neurons: the axes that index the neurons, by leaf.
+
+    Returns:
+      A transformation without state. A leaf of one entry per neuron (a bias) is
+      limited entry by entry.
+
+    Raises:
+      ValueError: for a number that is not positive; as `scale_per_neuron`; at
+        ``update``, naming the leaf, if ``params`` is ``None``.
+
+    Reference:
+      Srivastava et al., *Dropout* (2014), section 5.1, max-norm regularization.
+
+    Example:
+      >>> optimizer = optax.chain(optax.sgd(1.0), limit_norms(10.0))
+      >>> kernel, gradient = jnp.array([[3.0, 3.0]]), jnp.array([[-17.0, -1.0]])
+      >>> update, _ = optimizer.update(gradient, optimizer.init(kernel), kernel)
+      >>> (kernel + update).tolist()
+      [[10.0, 4.0]]
+    """
+    require_positive("max_norm", max_norm)
+
+    def step(update, param, of):
+        if param is None:
+            raise ValueError("the limit needs the weights: pass params")
+        size = norm(param + update, None, of.reduced)
+        long = size > max_norm
+        shrink = jnp.where(long, max_norm / jnp.where(long, size, 1.0), 1.0)
+        return jnp.where(long, (param + update) * shrink - param, update)
 
     return stateless(step, neurons)
 

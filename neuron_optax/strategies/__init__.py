@@ -90,11 +90,22 @@ from neuron_optax.strategies.normalized import (
     scale_by_initial_norm,
 )
 from neuron_optax.strategies.orthogonal import normuon, scale_by_normuon
+from neuron_optax.strategies.rows import (
+    ROWS,
+    CatchUpState,
+    row_adagrad,
+    row_adam_mini,
+    row_frequency_sgd,
+    row_rmsprop,
+    scale_per_row,
+)
 from neuron_optax.strategies.trust import neuron_lamb, neuron_lars
 from neuron_optax.strategies.weights import scale_by_weight_norm, weight_norm_adam
 
 __all__ = [
+    "ROWS",
     "ApolloState",
+    "CatchUpState",
     "MuownState",
     "adam_mini",
     "apollo",
@@ -114,6 +125,10 @@ __all__ = [
     "neuron_rmsprop",
     "neuron_sgd",
     "normuon",
+    "row_adagrad",
+    "row_adam_mini",
+    "row_frequency_sgd",
+    "row_rmsprop",
     "rowwise_adagrad",
     "scale_by_agreement",
     "scale_by_apollo",
@@ -122,6 +137,7 @@ __all__ = [
     "scale_by_layer",
     "scale_by_normuon",
     "scale_by_weight_norm",
+    "scale_per_row",
     "slim_adam",
     "subset_norm_adam",
     "weight_norm_adam",

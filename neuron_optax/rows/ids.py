@@ -1,0 +1,150 @@
+"""The rows of a table that a batch touches: every one once, in arrays of fixed size.
+
+Slots that no row fills have ids from `PADDING` on, which no table reaches: reads of
+them give zeros, writes to them are dropped.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int, Integer
+
+from neuron_optax.trees import named_leaves
+
+PADDING = 2**30
+
+
+class Rows(NamedTuple):
+    """The rows of one table that a batch touches, made by `unique_rows`.
+
+    Attributes:
+      ids: of the rows, ascending, each once; from ``2**30`` on in slots without a row,
+        of which the last is always one.
+      slots: for each id of the batch, where its row stands in ``ids``; one that was
+        dropped or is padding has a slot without a row. Give them in place of the ids
+        to a model that has the rows of `take_rows` in place of its table.
+      kept: for each id of the batch, whether its row is among ``ids``.
+      dropped: how many ids were not in the table, or had no slot, int32.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> rows = unique_rows(jnp.array([7, 3, 7]), table_size=10)
+      >>> rows.ids[:2].tolist(), rows.slots.tolist()
+      ([3, 7], [1, 0, 1])
+    """
+
+    ids: Int[Array, " slot"]
+    slots: Int[Array, "*batch"]
+    kept: Bool[Array, "*batch"]
+    dropped: Int[Array, ""]
+
+
+def unique_rows(
+    ids: Integer[Array | np.ndarray, "*batch"],
+    table_size: int,
+    size: int | None = None,
+    padding_id: int | None = None,
+) -> Rows:
+    """Find the rows of a table that a batch of ids touches.
+
+    Args:
+      ids: integers in ``[0, table_size)``, of any shape, as often repeated as you like.
+      table_size: rows of the table, at most ``2**30``.
+      size: slots for distinct rows; ``None`` for as many as there are ids, or rows in
+        the table if those are fewer. Fewer slots make a faster step where ids repeat.
+      padding_id: an id that stands for none, -1 for example; it is not counted.
+
+    Returns:
+      `Rows` of one or two slots more than ``size``, so that no table has as many.
+
+    Raises:
+      TypeError: for ids that are not integers, or 64-bit ones of a device.
+      ValueError: for sizes out of range. For ids out of range, negative ones included,
+        and for more distinct ones than ``size``; inside ``jit``, where their values are
+        not known, both are dropped and counted.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> bags = jnp.array([[7, 3], [7, -1]])  # the second has one id
+      >>> rows = unique_rows(bags, table_size=10, padding_id=-1)
+      >>> rows.kept.tolist(), int(rows.dropped)
+      ([[True, True], [True, False]], 0)
+    """
+    if not 0 < table_size <= PADDING:
+        raise ValueError(f"table_size must be in [1, {PADDING}], got {table_size}")
+    if size is not None and size < 0:
+        raise ValueError(f"size must not be negative, got {size}")
+    known = _values(ids)
+    ids = jnp.asarray(ids) if known is None else jnp.asarray(_narrow(known))
+    distinct = min(ids.size if size is None else size, ids.size, table_size)
+    slots = distinct + 1 + (distinct + 1 == table_size)
+
+    meant = jnp.ones(ids.shape, bool) if padding_id is None else ids != padding_id
+    inside = meant & (ids >= 0) & (ids < table_size)
+    ids = jnp.where(inside, ids, PADDING).astype(jnp.int32)
+    ordered = jnp.sort(ids.ravel())
+    first = jnp.diff(ordered, prepend=-1) > 0
+    slot = jnp.where(first & (ordered < PADDING), jnp.cumsum(first) - 1, slots)
+    slot = jnp.where(slot < distinct, slot, slots)
+    padding = PADDING + jnp.arange(slots, dtype=jnp.int32)
+    unique = padding.at[slot].set(ordered, mode="drop")
+    place = jnp.searchsorted(unique, ids)
+    kept = unique[place] == ids
+    rows = Rows(unique, place, kept & inside, jnp.sum(meant & ~(kept & inside)))
+    if known is not None and rows.dropped:
+        raise ValueError(_complaint(known, meant, table_size, distinct))
+    return rows
+
+
+def rows_by_path(row_ids: Any) -> dict[str, Rows]:
+    """Return the `Rows` of every table by its path.
+
+    Raises:
+      TypeError: naming the leaf, for what is no `Rows`.
+    """
+    found = dict(named_leaves(row_ids, is_leaf=lambda node: isinstance(node, Rows)))
+    for path, rows in found.items():
+        if not isinstance(rows, Rows):
+            raise TypeError(
+                f"{path}: row_ids must be Rows, made by unique_rows, got "
+                f"{type(rows).__name__}"
+            )
+    return found
+
+
+def rows_of(rows: dict[str, Rows], path: str) -> Rows:
+    """Return the `Rows` of one table, or raise ``ValueError`` with its path."""
+    if path not in rows:
+        raise ValueError(f"{path}: row_ids must have its Rows, got {sorted(rows)}")
+    return rows[path]
+
+
+def _values(ids):
+    """Return the ids as numpy sees them; inside ``jit`` they are not known."""
+    try:
+        known = np.asarray(ids)
+    except jax.errors.TracerArrayConversionError:
+        known = None
+    kind = ids.dtype if known is None else known.dtype
+    if not jnp.issubdtype(kind, jnp.integer):
+        raise TypeError(f"ids must be integers, got {kind}")
+    return known
+
+
+def _narrow(known):
+    """Keep what a 32-bit integer cannot hold outside of every table."""
+    limits = np.iinfo(np.int32)
+    return np.clip(known, limits.min, limits.max).astype(np.int32)
+
+
+def _complaint(known, meant, table_size, distinct):
+    wrong = np.asarray(meant) & ((known < 0) | (known >= table_size))
+    if not wrong.any():
+        return f"size must hold all distinct ids of the batch, got {distinct} slots"
+    place = tuple(int(axis) for axis in np.argwhere(wrong)[0])
+    return (
+        f"ids must be in [0, {table_size}), got {wrong.sum()} others, the first "
+        f"{known[place]} at {place}; name one that means none as padding_id"
+    )

@@ -1,0 +1,175 @@
+"""Rows read from tables, pooled into bags and written back."""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, Inexact
+
+from neuron_optax.boxes import rebox, unbox
+from neuron_optax.rows.ids import Rows, rows_by_path
+from neuron_optax.trees import map_named, named_leaves
+
+
+def take_rows(params: Any, row_ids: Any) -> Any:
+    """Return the touched rows in place of the tables; other leaves as they are.
+
+    Differentiate the loss by the result, not by the tables: the gradient of a table has
+    the size of the table.
+
+    Args:
+      params: tables (rows first), and whatever else the model has.
+      row_ids: `Rows` at the paths of their tables.
+
+    Returns:
+      A tree like ``params``; tables of shape (V, ...) have become rows (slots, ...),
+      zeros in slots without a row.
+
+    Raises:
+      TypeError: for what is no `Rows`.
+      ValueError: for `Rows` at a path where there is no table.
+
+    Example:
+      >>> params = {"user": jnp.array([[0.0], [1.0], [2.0]]), "bias": jnp.zeros(4)}
+      >>> from neuron_optax import unique_rows
+      >>> rows = {"user": unique_rows(jnp.array([2, 2, 1]), table_size=3)}
+      >>> compact = take_rows(params, rows)
+      >>> compact["user"][rows["user"].slots].tolist(), compact["bias"].shape
+      ([[2.0], [2.0], [1.0]], (4,))
+    """
+    rows, plain = _checked(params, row_ids)
+    taken = map_named(
+        lambda path, leaf: read(leaf, rows[path]) if path in rows else leaf, plain
+    )
+    return rebox(taken, params)
+
+
+def apply_row_updates(params: Any, updates: Any, row_ids: Any) -> Any:
+    """Apply updates as ``optax.apply_updates`` does, those of rows to their tables.
+
+    Inside ``jit`` that donates ``params`` the tables are written in place. Without
+    donation they are copied.
+
+    Args:
+      params: tables, and whatever else the model has.
+      updates: as they come from the optimizer, given the gradients by `take_rows`.
+      row_ids: `Rows` at the paths of their tables.
+
+    Returns:
+      A tree like ``params``; rows that are not in ``row_ids`` are as they were.
+
+    Raises:
+      TypeError: for what is no `Rows`.
+      ValueError: naming the leaf, for `Rows` without a table, or updates with another
+        number of rows.
+
+    Example:
+      >>> from neuron_optax import unique_rows
+      >>> rows = unique_rows(jnp.array([2, 2, 1]), table_size=3)
+      >>> updates = jnp.ones((len(rows.ids), 1))
+      >>> apply_row_updates(jnp.zeros((3, 1)), updates, rows).tolist()
+      [[0.0], [1.0], [1.0]]
+    """
+    rows, plain = _checked(params, row_ids)
+    compact = take_rows(params, row_ids)
+    check_slots(unbox(updates), rows)
+    moved = unbox(optax.apply_updates(compact, updates))
+
+    def written(path, leaf, new):
+        return write(leaf, rows[path], new) if path in rows else new
+
+    return rebox(map_named(written, plain, moved), params)
+
+
+def embedding_bag(
+    compact: Inexact[Array, "slot dim"],
+    rows: Rows,
+    weights: Float[Array, "*bags bag"] | None = None,
+    pooling: Literal["sum", "mean"] = "sum",
+) -> Inexact[Array, "*bags dim"]:
+    r"""Pool the rows of several ids, those of the last axis of the batch.
+
+    .. math:: \sum_j c_j w_{id_j} \quad\text{or}\quad
+      \sum_j c_j w_{id_j} \big/ \textstyle\sum_j c_j
+
+    Args:
+      compact: the touched rows of one table, by `take_rows`.
+      rows: the `Rows` of the table; padding and dropped ids add nothing.
+      weights: :math:`c`, in the shape of the batch, no unit; ``None`` for ones.
+      pooling: ``"sum"``, or ``"mean"``: the sum over that of the weights.
+
+    Returns:
+      One embedding per bag; zeros for a bag without ids, or whose weights sum to 0.
+
+    Raises:
+      ValueError: for another pooling, for ids without a last axis, or for weights of
+        another shape.
+
+    Example:
+      >>> from neuron_optax import unique_rows
+      >>> table = jnp.array([[0.0], [1.0], [2.0]])
+      >>> bags = jnp.array([[1, 2], [2, -1]])
+      >>> rows = unique_rows(bags, table_size=3, padding_id=-1)
+      >>> embedding_bag(take_rows(table, rows), rows, pooling="mean").tolist()
+      [[1.5], [2.0]]
+    """
+    if pooling not in ("sum", "mean"):
+        raise ValueError(f"pooling must be 'sum' or 'mean', got {pooling!r}")
+    if not rows.slots.ndim:
+        raise ValueError("a bag is the last axis of the ids, which have no axis")
+    shape = rows.slots.shape
+    if weights is not None and weights.shape != shape:
+        raise ValueError(f"weights must have the shape {shape}, got {weights.shape}")
+    share = rows.kept if weights is None else jnp.where(rows.kept, weights, 0)
+    share = jnp.expand_dims(share.astype(compact.dtype), -1)
+    pooled = jnp.sum(share * compact[rows.slots], axis=-2)
+    if pooling == "sum":
+        return pooled
+    whole = jnp.sum(share, axis=-2)
+    return pooled / jnp.where(whole == 0, 1, whole)
+
+
+def read(table: Array, rows: Rows) -> Array:
+    """Return the rows of one table, zeros in slots without a row."""
+    rest = _sharding(table)[1:]
+    kept = PartitionSpec(None, *rest) if any(rest) else None
+    return table.at[rows.ids].get(
+        mode="fill",
+        fill_value=0,
+        indices_are_sorted=True,
+        unique_indices=True,
+        out_sharding=kept,
+    )
+
+
+def write(table: Array, rows: Rows, new: Array) -> Array:
+    """Return one table with its rows replaced."""
+    return table.at[rows.ids].set(
+        new, mode="drop", indices_are_sorted=True, unique_indices=True
+    )
+
+
+def check_slots(updates: Any, rows: dict[str, Rows]) -> None:
+    """Refuse updates of a table that are not as many as its rows have slots."""
+    for path, leaf in named_leaves(updates):
+        if path in rows and np.shape(leaf)[:1] != rows[path].ids.shape:
+            raise ValueError(
+                f"{path}: updates must have the {rows[path].ids.size} slots of their "
+                f"row_ids, got the shape {np.shape(leaf)}; differentiate by take_rows"
+            )
+
+
+def _checked(params, row_ids):
+    rows, plain = rows_by_path(row_ids), unbox(params)
+    ranks = {path: np.ndim(leaf) for path, leaf in named_leaves(plain)}
+    if missing := sorted(path for path in rows if not ranks.get(path)):
+        raise ValueError(f"row_ids of {missing}, but the tables are at {sorted(ranks)}")
+    return rows, plain
+
+
+def _sharding(table):
+    sharding = jax.typeof(table).sharding
+    return tuple(sharding.spec) if sharding.mesh.are_all_axes_explicit else ()
