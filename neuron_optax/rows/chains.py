@@ -8,7 +8,7 @@ import optax
 
 from neuron_optax.boxes import is_box, rebox, unbox
 from neuron_optax.rows.growth import growth
-from neuron_optax.rows.ids import PADDING, rows_by_path, rows_of
+from neuron_optax.rows.ids import rows_by_path, rows_of
 from neuron_optax.rows.states import RowState
 from neuron_optax.rows.tables import check_slots
 from neuron_optax.trees import map_named, named_leaves
@@ -123,5 +123,5 @@ def partition_rows(
 
 def _cleared(leaf, rows):
     """Return the update of a table with zeros in slots without a row."""
-    real = rows.ids < PADDING
+    real = rows.ids < rows.table_size
     return jnp.where(real.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, 0)

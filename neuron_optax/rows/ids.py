@@ -1,48 +1,51 @@
 """The rows of a table that a batch touches: every one once, in arrays of fixed size.
 
-Slots that no row fills have ids from `PADDING` on, which no table reaches: reads of
-them give zeros, writes to them are dropped.
+Slots that no row fills have ids from the size of the table on: reads of them give
+zeros, writes to them are dropped.
 """
 
-from typing import Any, NamedTuple
+import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int, Integer
+from jaxtyping import Array, Bool, Int
 
 from neuron_optax.trees import named_leaves
 
-PADDING = 2**30
 
-
-class Rows(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Rows:
     """The rows of one table that a batch touches, made by `unique_rows`.
 
     Attributes:
-      ids: of the rows, ascending, each once; from ``2**30`` on in slots without a row,
-        of which the last is always one.
+      ids: of the rows, ascending, each once; from ``table_size`` on in slots without a
+        row, of which the last is always one.
       slots: for each id of the batch, where its row stands in ``ids``; one that was
         dropped or is padding has a slot without a row. Give them in place of the ids
         to a model that has the rows of `take_rows` in place of its table.
       kept: for each id of the batch, whether its row is among ``ids``.
       dropped: how many ids were not in the table, or had no slot, int32.
+      table_size: rows of the table; static.
 
     Example:
       >>> import jax.numpy as jnp
       >>> rows = unique_rows(jnp.array([7, 3, 7]), table_size=10)
-      >>> rows.ids[:2].tolist(), rows.slots.tolist()
-      ([3, 7], [1, 0, 1])
+      >>> rows.ids.tolist(), rows.slots.tolist()
+      ([3, 7, 12, 13], [1, 0, 1])
     """
 
     ids: Int[Array, " slot"]
     slots: Int[Array, "*batch"]
     kept: Bool[Array, "*batch"]
     dropped: Int[Array, ""]
+    table_size: int = dataclasses.field(metadata={"static": True})
 
 
 def unique_rows(
-    ids: Integer[Array | np.ndarray, "*batch"],
+    ids: Array | np.ndarray,
     table_size: int,
     size: int | None = None,
     padding_id: int | None = None,
@@ -51,7 +54,7 @@ def unique_rows(
 
     Args:
       ids: integers in ``[0, table_size)``, of any shape, as often repeated as you like.
-      table_size: rows of the table, at most ``2**30``.
+      table_size: rows of the table.
       size: slots for distinct rows; ``None`` for as many as there are ids, or rows in
         the table if those are fewer. Fewer slots make a faster step where ids repeat.
       padding_id: an id that stands for none, -1 for example; it is not counted.
@@ -60,7 +63,7 @@ def unique_rows(
       `Rows` of one or two slots more than ``size``, so that no table has as many.
 
     Raises:
-      TypeError: for ids that are not integers, or 64-bit ones of a device.
+      TypeError: for ids that are not integers.
       ValueError: for sizes out of range. For ids out of range, negative ones included,
         and for more distinct ones than ``size``; inside ``jit``, where their values are
         not known, both are dropped and counted.
@@ -72,30 +75,27 @@ def unique_rows(
       >>> rows.kept.tolist(), int(rows.dropped)
       ([[True, True], [True, False]], 0)
     """
-    if not 0 < table_size <= PADDING:
-        raise ValueError(f"table_size must be in [1, {PADDING}], got {table_size}")
+    most = 2**31 - 3 - np.size(ids)  # slots without a row are numbered beyond
+    if not 0 < table_size <= most:
+        raise ValueError(f"table_size must be in [1, {most}], got {table_size}")
     if size is not None and size < 0:
         raise ValueError(f"size must not be negative, got {size}")
-    known = _values(ids)
-    ids = jnp.asarray(ids) if known is None else jnp.asarray(_narrow(known))
+    ids, meant = _checked(ids, table_size, size, padding_id)
     distinct = min(ids.size if size is None else size, ids.size, table_size)
     slots = distinct + 1 + (distinct + 1 == table_size)
 
-    meant = jnp.ones(ids.shape, bool) if padding_id is None else ids != padding_id
     inside = meant & (ids >= 0) & (ids < table_size)
-    ids = jnp.where(inside, ids, PADDING).astype(jnp.int32)
+    ids = jnp.where(inside, ids, table_size).astype(jnp.int32)
     ordered = jnp.sort(ids.ravel())
-    first = jnp.diff(ordered, prepend=-1) > 0
-    slot = jnp.where(first & (ordered < PADDING), jnp.cumsum(first) - 1, slots)
+    first = (jnp.diff(ordered, prepend=-1) > 0) & (ordered < table_size)
+    slot = jnp.where(first, jnp.cumsum(first) - 1, slots)
     slot = jnp.where(slot < distinct, slot, slots)
-    padding = PADDING + jnp.arange(slots, dtype=jnp.int32)
+    padding = table_size + jnp.arange(slots, dtype=jnp.int32)
     unique = padding.at[slot].set(ordered, mode="drop")
     place = jnp.searchsorted(unique, ids)
-    kept = unique[place] == ids
-    rows = Rows(unique, place, kept & inside, jnp.sum(meant & ~(kept & inside)))
-    if known is not None and rows.dropped:
-        raise ValueError(_complaint(known, meant, table_size, distinct))
-    return rows
+    kept = inside & (unique[place] == ids)
+    dropped = jnp.sum(meant & ~kept, dtype=jnp.int32)
+    return Rows(unique, place, kept, dropped, table_size)
 
 
 def rows_by_path(row_ids: Any) -> dict[str, Rows]:
@@ -121,8 +121,8 @@ def rows_of(rows: dict[str, Rows], path: str) -> Rows:
     return rows[path]
 
 
-def _values(ids):
-    """Return the ids as numpy sees them; inside ``jit`` they are not known."""
+def _checked(ids, table_size, size, padding_id):
+    """Return ids and which are meant; refuse wrong ones where values are known."""
     try:
         known = np.asarray(ids)
     except jax.errors.TracerArrayConversionError:
@@ -130,21 +130,21 @@ def _values(ids):
     kind = ids.dtype if known is None else known.dtype
     if not jnp.issubdtype(kind, jnp.integer):
         raise TypeError(f"ids must be integers, got {kind}")
-    return known
-
-
-def _narrow(known):
-    """Keep what a 32-bit integer cannot hold outside of every table."""
-    limits = np.iinfo(np.int32)
-    return np.clip(known, limits.min, limits.max).astype(np.int32)
-
-
-def _complaint(known, meant, table_size, distinct):
-    wrong = np.asarray(meant) & ((known < 0) | (known >= table_size))
-    if not wrong.any():
-        return f"size must hold all distinct ids of the batch, got {distinct} slots"
-    place = tuple(int(axis) for axis in np.argwhere(wrong)[0])
-    return (
-        f"ids must be in [0, {table_size}), got {wrong.sum()} others, the first "
-        f"{known[place]} at {place}; name one that means none as padding_id"
-    )
+    if known is None:
+        ids = ids.astype(jnp.promote_types(kind, jnp.int32))
+        limits = jnp.iinfo(ids.dtype)
+        padded = padding_id is not None and limits.min <= padding_id <= limits.max
+        return ids, ids != padding_id if padded else jnp.ones(ids.shape, bool)
+    known = known.astype(np.int64)
+    meant = np.ones(known.shape, bool) if padding_id is None else known != padding_id
+    if (wrong := meant & ((known < 0) | (known >= table_size))).any():
+        place = tuple(int(axis) for axis in np.argwhere(wrong)[0])
+        raise ValueError(
+            f"ids must be in [0, {table_size}), got {wrong.sum()} others, the first "
+            f"{known[place]} at {place}; name one that stands for none as padding_id"
+        )
+    if size is not None and (count := len(np.unique(known[meant]))) > size:
+        raise ValueError(
+            f"size must be at least {count}, the number of distinct ids, got {size}"
+        )
+    return jnp.asarray(np.where(meant, known, -1), jnp.int32), jnp.asarray(meant)

@@ -99,6 +99,7 @@ def lazy_rows(
         tables = [rows_of(rows, path) for path, _ in named_leaves(unbox(updates))]
         own = owners(updates, state.inner)
         leaves, structure = jax.tree.flatten(state.inner)
+        _check_tables(state.inner, own, tables)
         touched = [
             read(leaf, tables[of]) if of >= 0 else leaf
             for of, leaf in zip(own, leaves, strict=True)
@@ -123,4 +124,14 @@ def _require_rows(init, params, state, owners):
             raise ValueError(
                 f"{leaf.path} has the shape {leaf.shape}: lazy_rows needs states whose "
                 "first axis is the rows of a table, or that do not grow with one"
+            )
+
+
+def _check_tables(state, owners, tables):
+    """Refuse a state that was made for tables of other sizes."""
+    for (path, leaf), of in zip(named_leaves(state), owners, strict=True):
+        if of >= 0 and np.shape(leaf)[0] != tables[of].table_size:
+            raise ValueError(
+                f"{path} has {np.shape(leaf)[0]} rows, but row_ids are of a table of "
+                f"{tables[of].table_size}: was the state made for other params?"
             )

@@ -164,9 +164,15 @@ def check_slots(updates: Any, rows: dict[str, Rows]) -> None:
 
 def _checked(params, row_ids):
     rows, plain = rows_by_path(row_ids), unbox(params)
-    ranks = {path: np.ndim(leaf) for path, leaf in named_leaves(plain)}
-    if missing := sorted(path for path in rows if not ranks.get(path)):
-        raise ValueError(f"row_ids of {missing}, but the tables are at {sorted(ranks)}")
+    shapes = {path: np.shape(leaf) for path, leaf in named_leaves(plain)}
+    for path, of in rows.items():
+        if path not in shapes:
+            raise ValueError(f"{path}: row_ids has Rows, params are {sorted(shapes)}")
+        if shapes[path][:1] != (of.table_size,):
+            raise ValueError(
+                f"{path}: Rows are of a table of {of.table_size} rows, got the shape "
+                f"{shapes[path]}"
+            )
     return rows, plain
 
 
