@@ -134,21 +134,24 @@ def embedding_bag(
 
 def read(table: Array, rows: Rows) -> Array:
     """Return the rows of one table, zeros in slots without a row."""
-    rest = _sharding(table)[1:]
-    kept = PartitionSpec(None, *rest) if any(rest) else None
+    spec = _spec(table)
     return table.at[rows.ids].get(
         mode="fill",
         fill_value=0,
         indices_are_sorted=True,
         unique_indices=True,
-        out_sharding=kept,
+        out_sharding=spec and PartitionSpec(None, *spec[1:]),
     )
 
 
 def write(table: Array, rows: Rows, new: Array) -> Array:
     """Return one table with its rows replaced."""
     return table.at[rows.ids].set(
-        new, mode="drop", indices_are_sorted=True, unique_indices=True
+        new,
+        mode="drop",
+        indices_are_sorted=True,
+        unique_indices=True,
+        out_sharding=_spec(table),
     )
 
 
@@ -176,6 +179,7 @@ def _checked(params, row_ids):
     return rows, plain
 
 
-def _sharding(table):
-    sharding = jax.typeof(table).sharding
-    return tuple(sharding.spec) if sharding.mesh.are_all_axes_explicit else ()
+def _spec(table):
+    """Return how the type of a table says that it is sharded, if it does."""
+    spec = jax.typeof(table).sharding.spec
+    return spec if any(spec) else None

@@ -119,7 +119,8 @@ def _caught_up(scaled, accumulator):
         memory = jax.tree.map(accumulator.skip, memory, missed)
         inner = state.inner._replace(memory=memory)
         updates, inner = scaled.update(updates, inner, params, **extra_args)
-        seen = jax.tree.map(lambda s: jnp.full_like(s, inner.step), state.seen)
+        # the maximum is the step; made of ``seen``, it is written after that is read
+        seen = jax.tree.map(lambda s: jnp.maximum(s, inner.step), state.seen)
         return updates, CatchUpState(seen, inner)
 
     return optax.GradientTransformationExtraArgs(init, update)
