@@ -25,7 +25,8 @@ OTHERS = {  # of Optax, and ours that need more than a learning rate
 OURS = {
     name: getattr(strategies, name)(1.0)
     for name in strategies.__all__
-    if name.islower() and not name.startswith("scale_by_") and name not in OTHERS
+    if name.islower() and not name.startswith(("scale_", "row_"))
+    if name not in OTHERS
 }
 STRATEGIES = OTHERS | OURS
 SHOWN = [
