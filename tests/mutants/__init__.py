@@ -3,6 +3,7 @@
 from tests.mutants.family import FAMILY
 from tests.mutants.layouts import LAYOUTS
 from tests.mutants.parts import PARTS
+from tests.mutants.rows import ROWS
 from tests.mutants.scale import SCALE
 
-MUTANTS = {**PARTS, **LAYOUTS, **FAMILY, **SCALE}
+MUTANTS = {**PARTS, **LAYOUTS, **FAMILY, **SCALE, **ROWS}
