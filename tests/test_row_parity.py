@@ -229,3 +229,23 @@ MISTAKES = {
 @pytest.mark.parametrize(("twin", "mistake", "view"), MISTAKES.values(), ids=MISTAKES)
 def test_comparison_notices_other_rows_or_gradients(twin, mistake, view):
     assert apart(twin, twin, mistake, view)
+
+
+@pytest.mark.usefixtures("float64")
+def test_a_norm_is_of_the_rows_of_the_batch_alone():
+    optimizer = neuron_optax.row_chain(optax.clip_by_global_norm(1.0))
+    state, ignored = optimizer.init(tables()), 0
+    for batch in batches():
+        rows, grads = find(batch)
+        updates, _ = optimizer.update(grads, state, row_ids=rows)
+        dense = {name: np.zeros(shape) for name, shape in SHAPES.items()}
+        for name, (ids, places) in batch.items():
+            np.add.at(dense[name], ids[ids != NONE], places[ids != NONE])
+        length = max(1.0, optax.tree.norm(dense))
+        ignored += optax.tree.norm(grads) > 1.1 * length
+        for name, gradient in dense.items():
+            moved = apply_row_updates(
+                jnp.zeros(gradient.shape), updates[name], rows[name]
+            )
+            compare(moved, gradient / length, name)
+    assert ignored  # what the places without an id would have done
