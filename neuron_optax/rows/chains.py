@@ -22,7 +22,10 @@ def row_chain(
     Like ``optax.chain``, for the gradients of the rows of `take_rows`. What keeps no
     numbers of the tables goes anywhere in it (clipping, scaling, decay, schedules), and
     what is row-aware: `lazy_rows` and the strategies made of it. Optax's own momentum
-    or Adam would take one batch's third row for the next one's third.
+    or Adam would take one batch's third row for the next one's third. What
+    averages over the entries of a leaf (``optax.clip_by_block_rms``) counts slots
+    without a row, sums and norms do not. What holds gradients or params of its own
+    (``optax.MultiSteps``, ``optax.lookahead``) does not fit around it either.
 
     Args:
       transformations: applied one after the other.

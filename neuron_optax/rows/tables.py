@@ -104,6 +104,9 @@ def embedding_bag(
     Returns:
       One embedding per bag; zeros for a bag without ids, or whose weights sum to 0.
 
+    Note:
+      FBGEMM divides a weighted mean by the number of ids, and its gradient by nothing.
+
     Raises:
       ValueError: for another pooling, for ids without a last axis, or for weights of
         another shape.

@@ -5,6 +5,10 @@ In their formulas :math:`g` is the gradient, :math:`w` the weights before the st
 and enters no statistic but those of `neuron_lars`, `neuron_lamb` and the L2 decay of
 `rowwise_adagrad`.
 
+`row_adagrad`, `row_rmsprop`, `row_adam_mini` and `row_frequency_sgd` do as
+`rowwise_adagrad`, `neuron_rmsprop`, `adam_mini` and `frequency_sgd` for the gradients
+of the rows that a batch touches; they keep 4 bytes per row.
+
 Under ``optax.inject_hyperparams``, name a function given as ``weight_decay_mask`` in
 ``static_args``, or it is taken for a schedule. With bfloat16 params hyperparameters
 become bfloat16, where 0.999 is 1: give ``hyperparam_dtype=jnp.float32``.
