@@ -231,6 +231,11 @@ def test_momentum_does_not_catch_up():
         row_adam_mini(0.1, b1=0.9, untouched="catch_up")
 
 
+def test_what_is_row_aware_is_not_made_so_twice():
+    with pytest.raises(ValueError, match="needs what is not row-aware yet"):
+        lazy_rows(row_adagrad(0.1)).init(TABLE)
+
+
 def test_a_table_may_have_any_rank():
     for shape in ((SIZE,), (SIZE, 1), (SIZE, 2, 3)):
         table, optimizer = jnp.ones(shape), row_adagrad(0.1)

@@ -119,6 +119,9 @@ def lazy_rows(
 
 def _require_rows(init, params, state, owners):
     """Refuse a state with numbers of the tables that are not of one row each."""
+    is_rows = lambda node: isinstance(node, RowState)
+    if any(map(is_rows, jax.tree.leaves(state, is_leaf=is_rows))):
+        raise ValueError("lazy_rows needs what is not row-aware yet, got a RowState")
     for leaf, of in zip(growth(init, params, state, RowState), owners, strict=True):
         if (leaf.grows or of >= 0) and not (leaf.has_rows and of >= 0):
             raise ValueError(
