@@ -98,6 +98,10 @@ EQUAL = {  # of touched rows, of the whole table
         optax.chain(optax.scale_by_rss(), SGD),
     ),
 }
+SEMANTICS = (
+    *("adagrad", "adagrad-decoupled", "adagrad-l2", "rmsprop-catch_up"),
+    *("adam_mini-catch_up", "frequency", "frequency-ema", "clipped"),
+)
 DIFFERENT = {
     "rmsprop-lazy": (row_rmsprop(0.05), neuron_rmsprop(0.05, **ROWWISE)),
     "adam_mini-lazy": (
@@ -140,9 +144,9 @@ def test_fifty_sparse_steps_are_the_dense_ones(sparse, dense, float64):
     np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize(("sparse", "dense"), EQUAL.values(), ids=EQUAL)
-def test_fifty_sparse_steps_are_the_dense_ones_in_float32(sparse, dense):
-    (ours, _), (theirs, _) = tables(sparse, dense)
+@pytest.mark.parametrize("name", SEMANTICS)
+def test_fifty_sparse_steps_are_the_dense_ones_in_float32(name):
+    (ours, _), (theirs, _) = tables(*EQUAL[name])
     # 50 steps of a few ulps each; powers of a decay stand for repeated products
     np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)
 
