@@ -9,10 +9,18 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
-PICTURES = {"train_digits": ["digits_rates.png"]}
+PICTURES = {
+    "train_digits": ["digits_rates.png"],
+    "train_recommender": ["recommender.png"],
+}
+SLOW = {"train_recommender"}  # minutes: the dense step of a million rows
+RUN = [
+    pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem in SLOW))
+    for path in EXAMPLES
+]
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("example", RUN)
 def test_example_runs_and_writes_its_pictures(example, tmp_path):
     paths = str(ROOT), os.environ.get("PYTHONPATH", "")
     finished = subprocess.run(

@@ -21,6 +21,8 @@ from neuron_optax import (
     unique_rows,
 )
 
+pytestmark = pytest.mark.slow
+
 USERS, ITEMS, DIM, STEPS = 50, 30, 4, 5
 TABLES = r"(user|item)/embedding"
 

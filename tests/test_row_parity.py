@@ -14,6 +14,8 @@ from tests.case import STEPS, oracle
 
 torch = pytest.importorskip("torch")
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 1e-12  # float64 on both sides: only the order of summation differs
 SHAPES = {"table": (12, 5), "square": (12, 12)}
 PLACES, NONE = (3, 3), -1  # three bags of up to three ids

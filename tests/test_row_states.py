@@ -31,6 +31,8 @@ from neuron_optax.memory import state_bytes
 from neuron_optax.sharding import state_specs
 from tests import zipf
 
+pytestmark = pytest.mark.slow
+
 SIZE, DIM = 40, 3
 TABLE = zipf.table(SIZE, DIM)
 STRATEGIES = {

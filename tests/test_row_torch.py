@@ -21,6 +21,8 @@ from tests.case import STEPS
 
 torch = pytest.importorskip("torch")
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 1e-12  # float64 on both sides: only the order of summation differs
 ROWS, PADDING = 12, 3  # torch's padding is a row, which is read but not learned
 PLACES = 3, 4  # bags of ids
