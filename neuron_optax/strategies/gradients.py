@@ -211,8 +211,10 @@ def rowwise_adagrad(
         raise ValueError(f"decay must be 'decoupled' or 'l2', got {decay!r}")
     if not isinstance(lazy, bool):
         raise TypeError(f"lazy must be True or False, got {lazy!r}")
-    lazily = functools.partial(where_touched, neurons=neurons)
     decayed = decoupled_decay(weight_decay, weight_decay_mask)
+    alike = isinstance(weight_decay, int | float) and weight_decay == 0
+    lazy = lazy and not alike  # a gradient of zero is a step of zero then
+    lazily = functools.partial(where_touched, neurons=neurons)
     scaled = scale_per_neuron(
         mean_square,
         total(initial_accumulator_value),
