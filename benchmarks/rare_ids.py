@@ -1,7 +1,8 @@
 """Do rates per row help the rarest items, over three seeds of a click model?
 
-Model, traffic and contenders are those of ``examples/train_recommender.py``, once with two tuned numbers for each contender and once with the learning rate alone.
-World, clicks and start are drawn anew for each seed; numbers were tuned on another one.
+Model, traffic and contenders are those of ``examples/train_recommender.py``, once with
+two tuned numbers for each contender and once with the learning rate alone. World,
+clicks and start are drawn anew for each seed; the numbers were tuned on another one.
 """
 
 import argparse
