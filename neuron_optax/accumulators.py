@@ -26,8 +26,8 @@ class Accumulator(NamedTuple):
         shape, dtype and sharding of the statistic and may be abstract.
       update: ``update(memory, statistic)``, the memory after one more statistic.
       read: ``read(memory, step)``, the value remembered after ``step`` updates.
-      skip: ``skip(memory, steps)``, the memory after so many statistics of zero; left
-        out where those leave it as it is. Rows of a table catch up with it.
+      skip: ``skip(memory, steps)``, the memory after so many statistics of zero, with
+        which rows of a table catch up; ``None`` if it is not known.
 
     Example:
       >>> smallest = Accumulator(
@@ -42,7 +42,7 @@ class Accumulator(NamedTuple):
     init: Callable[[Array], Array]
     update: Callable[[Array, Array], Array]
     read: Callable[[Array, Array], Array]
-    skip: Callable[[Array, Array], Array] = _as_is
+    skip: Callable[[Array, Array], Array] | None = None
 
 
 def latest() -> Accumulator:
@@ -83,7 +83,9 @@ def total(initial: float | Array = 0.0) -> Accumulator:
     """
     if isinstance(initial, Real) and not initial >= 0:
         raise ValueError(f"initial accumulator value must be >= 0, got {initial}")
-    return Accumulator(lambda blank: jnp.full_like(blank, initial), jnp.add, _as_is)
+    return Accumulator(
+        lambda blank: jnp.full_like(blank, initial), jnp.add, _as_is, _as_is
+    )
 
 
 def average() -> Accumulator:
@@ -98,7 +100,9 @@ def average() -> Accumulator:
       >>> float(accumulator.read(memory, jnp.array(2)))
       2.0
     """
-    return Accumulator(jnp.zeros_like, jnp.add, lambda memory, step: memory / step)
+    return Accumulator(
+        jnp.zeros_like, jnp.add, lambda memory, step: memory / step, _as_is
+    )
 
 
 def ema(decay: float | Array, debias: bool = True) -> Accumulator:
@@ -150,7 +154,7 @@ def maximum() -> Accumulator:
       >>> float(maximum().update(jnp.array(5.0), jnp.array(3.0)))
       5.0
     """
-    return Accumulator(jnp.zeros_like, jnp.maximum, _as_is)
+    return Accumulator(jnp.zeros_like, jnp.maximum, _as_is, _as_is)
 
 
 def compounded(
@@ -186,7 +190,7 @@ def compounded(
     def update(memory, statistic):
         return jnp.clip(memory * (1 + gain * statistic), low, high)
 
-    return Accumulator(jnp.ones_like, update, _as_is)
+    return Accumulator(jnp.ones_like, update, _as_is, _as_is)
 
 
 def stepwise(
@@ -231,7 +235,7 @@ def stepwise(
         grown = jnp.where(statistic > 0, memory + increase, shrunk)
         return jnp.clip(grown, low, high)
 
-    return Accumulator(jnp.ones_like, update, _as_is)
+    return Accumulator(jnp.ones_like, update, _as_is, _as_is)
 
 
 def require_one_within(low: float | Array | None, high: float | Array | None) -> None:

@@ -53,14 +53,16 @@ def test_eager_and_jitted_rows_are_the_same():
         assert ours.dtype == theirs.dtype
 
 
-@pytest.mark.parametrize("kind", ["uint8", "int8", "int16", "uint32", "int64"])
-def test_ids_may_be_of_any_integers(kind):
+@pytest.mark.parametrize(
+    "kind", ["uint8", "int8", "int16", "uint16", "uint32", "int64", "uint64"]
+)
+def test_ids_may_be_of_any_integers(kind, float64):
     ids = np.array([7, 3, 7], kind)
     for rows in (unique_rows(ids, 1000), inside_jit(ids, table_size=1000)):
         assert real(rows).tolist() == [3, 7] and rows.ids.dtype == jnp.int32
 
 
-def test_ids_beyond_32_bits_are_dropped_and_not_wrapped(float64):
+def test_ids_beyond_32_bits_are_dropped_in_x64_mode_and_not_wrapped(float64):
     rows = inside_jit(np.array([3, 2**32 + 4]), table_size=SIZE)
     assert real(rows).tolist() == [3] and rows.dropped == 1
 
@@ -106,6 +108,24 @@ def test_fewer_slots_than_rows_is_an_error_or_drops_and_counts():
 def test_what_makes_no_rows_is_refused(ids, options, message):
     with pytest.raises((TypeError, ValueError), match=message):
         unique_rows(ids, **{"table_size": SIZE} | options)
+
+
+def test_padding_may_be_the_largest_id_of_its_dtype():
+    last = np.iinfo(np.uint32).max
+    ids = np.array([3, last], np.uint32)
+    for find in (unique_rows, inside_jit):
+        rows = find(ids, table_size=SIZE, padding_id=int(last))
+        assert real(rows).tolist() == [3] and rows.dropped == 0
+    assert inside_jit(ids, table_size=SIZE).dropped == 1
+
+
+def test_tables_of_numpy_are_read_and_written():
+    rows = unique_rows(np.array([1]), SIZE)
+    ours, table = np.asarray(TABLE), TABLE
+    updates = jnp.ones((len(rows.ids), 3))
+    np.testing.assert_array_equal(take_rows(ours, rows), take_rows(table, rows))
+    moved = apply_row_updates(ours, updates, rows)
+    np.testing.assert_array_equal(moved, apply_row_updates(table, updates, rows))
 
 
 def test_rows_are_read_and_zeros_where_there_is_none():

@@ -24,7 +24,7 @@ def table(size=SIZE, dim=DIM, seed=1):
 
 
 def loss(rows, wanted):
-    """Sum of the squared distances, the rarer half of the targets far away."""
+    """Return half the sum of the squared distances."""
     return 0.5 * jnp.sum((rows - wanted) ** 2)
 
 

@@ -107,6 +107,9 @@ def limit_norms(
       ValueError: for a number that is not positive; as `scale_per_neuron`; at
         ``update``, naming the leaf, if ``params`` is ``None``.
 
+    Note:
+      The limit holds up to the rounding of the update in its dtype.
+
     Reference:
       Srivastava et al., *Dropout* (2014), section 5.1, max-norm regularization.
 

@@ -3,14 +3,13 @@
 import re
 from collections.abc import Hashable
 
-import jax.numpy as jnp
 import optax
 
 from neuron_optax.boxes import is_box, rebox, unbox
 from neuron_optax.rows.growth import growth
 from neuron_optax.rows.ids import rows_by_path, rows_of
 from neuron_optax.rows.states import RowState
-from neuron_optax.rows.tables import check_slots
+from neuron_optax.rows.tables import check_slots, clear
 from neuron_optax.trees import map_named, named_leaves
 
 
@@ -22,10 +21,12 @@ def row_chain(
     Like ``optax.chain``, for the gradients of the rows of `take_rows`. What keeps no
     numbers of the tables goes anywhere in it (clipping, scaling, decay, schedules), and
     what is row-aware: `lazy_rows` and the strategies made of it. Optax's own momentum
-    or Adam would take one batch's third row for the next one's third. What
-    averages over the entries of a leaf (``optax.clip_by_block_rms``) counts slots
-    without a row, sums and norms do not. What holds gradients or params of its own
-    (``optax.MultiSteps``, ``optax.lookahead``) does not fit around it either.
+    or Adam would take one batch's third row for the next one's third.
+
+    Slots without a row have gradients of zero, which sums and norms over a leaf do not
+    see; means (``optax.clip_by_block_rms``) and noise do. What holds gradients or
+    params of its own (``optax.MultiSteps``, ``optax.lookahead``) does not fit around a
+    chain either.
 
     Args:
       transformations: applied one after the other.
@@ -39,6 +40,7 @@ def row_chain(
         whose shape is made of a table's; at ``update``, as `lazy_rows`.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> from neuron_optax import row_adagrad
       >>> optimizer = row_chain(optax.clip_by_global_norm(1.0), row_adagrad(0.1))
       >>> state = optimizer.init(jnp.zeros((1000, 16)))
@@ -46,7 +48,7 @@ def row_chain(
       Traceback (most recent call last):
       ...
       ValueError: 0/trace has the shape (1000, 16), made of a table's, and is not \
-row-aware: wrap its transformation in lazy_rows
+row-aware; lazy_rows makes moments of gradients so
     """
     chained = optax.chain(*transformations)
 
@@ -56,15 +58,16 @@ row-aware: wrap its transformation in lazy_rows
             if leaf.grows:
                 raise ValueError(
                     f"{leaf.path} has the shape {leaf.shape}, made of a table's, and "
-                    "is not row-aware: wrap its transformation in lazy_rows"
+                    "is not row-aware; lazy_rows makes moments of gradients so"
                 )
         return state
 
     def update(updates, state, params=None, *, row_ids=None, **extra_args):
         rows = rows_by_path(row_ids)
         check_slots(unbox(updates), rows)
+        check_slots(unbox(params), rows, "params")
         clean = map_named(
-            lambda path, leaf: _cleared(leaf, rows_of(rows, path)), unbox(updates)
+            lambda path, leaf: clear(leaf, rows_of(rows, path)), unbox(updates)
         )
         clean = rebox(clean, updates)
         return chained.update(clean, state, params, row_ids=row_ids, **extra_args)
@@ -73,15 +76,15 @@ row-aware: wrap its transformation in lazy_rows
 
 
 def partition_rows(
-    rows: optax.GradientTransformation,
-    dense: optax.GradientTransformation,
+    of_rows: optax.GradientTransformation,
+    of_rest: optax.GradientTransformation,
     tables: str,
 ) -> optax.GradientTransformationExtraArgs:
     """Give tables one transformation, of rows, and all other leaves another.
 
     Args:
-      rows: for the tables; it stands in a `row_chain`.
-      dense: for the rest; any Optax optimizer.
+      of_rows: for the tables; it stands in a `row_chain`.
+      of_rest: for the other leaves; any Optax optimizer.
       tables: regular expression searched in the path of a leaf.
 
     Returns:
@@ -93,6 +96,7 @@ def partition_rows(
         or as `row_chain`.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> from neuron_optax import row_adagrad
       >>> optimizer = partition_rows(row_adagrad(0.1), optax.adam(1e-3), "embedding$")
       >>> params = {"user": {"embedding": jnp.zeros((9, 2))}, "bias": jnp.zeros(2)}
@@ -110,8 +114,8 @@ def partition_rows(
         return map_named(label, params, is_leaf=is_box)
 
     both: dict[Hashable, optax.GradientTransformation] = {
-        "rows": row_chain(rows),
-        "dense": dense,
+        "rows": row_chain(of_rows),
+        "dense": of_rest,
     }
     split = optax.partition(both, labels)
 
@@ -121,10 +125,9 @@ def partition_rows(
             raise ValueError(f"tables={tables!r} must be in a path, got {paths}")
         return split.init(params)
 
-    return optax.GradientTransformationExtraArgs(init, split.update)
+    def update(updates, state, params=None, *, row_ids=None, **extra_args):
+        if other := [path for path in rows_by_path(row_ids) if not named.search(path)]:
+            raise ValueError(f"tables={tables!r} must be in {other}, which have Rows")
+        return split.update(updates, state, params, row_ids=row_ids, **extra_args)
 
-
-def _cleared(leaf, rows):
-    """Return the update of a table with zeros in slots without a row."""
-    real = rows.ids < rows.table_size
-    return jnp.where(real.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, 0)
+    return optax.GradientTransformationExtraArgs(init, update)

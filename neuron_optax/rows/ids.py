@@ -5,6 +5,7 @@ zeros, writes to them are dropped.
 """
 
 import dataclasses
+import operator
 from typing import Any
 
 import jax
@@ -63,10 +64,14 @@ def unique_rows(
       `Rows` of one or two slots more than ``size``, so that no table has as many.
 
     Raises:
-      TypeError: for ids that are not integers.
+      TypeError: for ids or sizes that are not integers.
       ValueError: for sizes out of range. For ids out of range, negative ones included,
         and for more distinct ones than ``size``; inside ``jit``, where their values are
-        not known, both are dropped and counted.
+        not known, both are dropped and counted, of the latter the largest.
+
+    Note:
+      Without ``jax_enable_x64`` JAX cuts 64-bit ids to 32 on their way into ``jit``,
+      where they are not to be told any more: check or hash them before.
 
     Example:
       >>> import jax.numpy as jnp
@@ -75,10 +80,11 @@ def unique_rows(
       >>> rows.kept.tolist(), int(rows.dropped)
       ([[True, True], [True, False]], 0)
     """
+    table_size = operator.index(table_size)
     most = 2**31 - 3 - np.size(ids)  # slots without a row are numbered beyond
     if not 0 < table_size <= most:
         raise ValueError(f"table_size must be in [1, {most}], got {table_size}")
-    if size is not None and size < 0:
+    if size is not None and operator.index(size) < 0:
         raise ValueError(f"size must not be negative, got {size}")
     ids, meant = _checked(ids, table_size, size, padding_id)
     distinct = min(ids.size if size is None else size, ids.size, table_size)
@@ -131,10 +137,13 @@ def _checked(ids, table_size, size, padding_id):
     if not jnp.issubdtype(kind, jnp.integer):
         raise TypeError(f"ids must be integers, got {kind}")
     if known is None:
-        ids = ids.astype(jnp.promote_types(kind, jnp.int32))
-        limits = jnp.iinfo(ids.dtype)
+        limits = jnp.iinfo(kind)
         padded = padding_id is not None and limits.min <= padding_id <= limits.max
-        return ids, ids != padding_id if padded else jnp.ones(ids.shape, bool)
+        meant = jnp.ones(ids.shape, bool)
+        if padded:
+            meant = ids != np.asarray(padding_id, kind)
+        most = min(table_size, limits.max)  # beyond it all are wrong alike
+        return jnp.clip(ids, max(limits.min, -1), most).astype(jnp.int32), meant
     known = known.astype(np.int64)
     meant = np.ones(known.shape, bool) if padding_id is None else known != padding_id
     if (wrong := meant & ((known < 0) | (known >= table_size))).any():

@@ -10,7 +10,7 @@ import optax
 from neuron_optax.boxes import unbox
 from neuron_optax.rows.growth import growth
 from neuron_optax.rows.ids import rows_by_path, rows_of
-from neuron_optax.rows.tables import check_slots, read, write
+from neuron_optax.rows.tables import check_slots, clear, read, write
 from neuron_optax.trees import is_masked, named_leaves
 
 
@@ -44,18 +44,21 @@ def lazy_rows(
 
     Args:
       inner: whose state has rows like the params: momentum, Adam, AdaGrad, and with one
-        number per row `scale_per_neuron` of rows.
+        number per row `scale_per_neuron` of rows. What averages params over all steps
+        (``optax.contrib.schedule_free``) is not made for it.
 
     Returns:
       A transformation with a `RowState`; ``update`` takes ``row_ids``, the `Rows` of
       each table at its path.
 
     Raises:
-      ValueError: at ``init``, naming the leaf, for a state that has other axes first;
-        at ``update``, for a table without `Rows`, or another number of them.
+      ValueError: at ``init``, naming the leaf, for a state that has other axes first,
+        and for ``optax.MultiSteps``; at ``update``, for a table without `Rows`, or
+        updates or params of another number.
 
-    Reference:
-      torch.optim.SparseAdam is ``lazy_rows(optax.scale_by_adam())``.
+    Note:
+      ``lazy_rows(optax.scale_by_adam())`` is torch.optim.SparseAdam, but for eps, which
+      that adds before the second moment is corrected for bias.
 
     Example:
       >>> import jax.numpy as jnp
@@ -68,36 +71,21 @@ def lazy_rows(
       ...     grads = jnp.ones((3, 1))  # the third slot has no row
       ...     updates, state = momentum.update(grads, state, row_ids=rows)
       >>> updates.ravel().tolist(), state.inner.trace.ravel().tolist()
-      ([1.5, 1.0, 1.0], [1.0, 1.5, 1.0, 0.0])
+      ([1.5, 1.0, 0.0], [1.0, 1.5, 1.0, 0.0])
     """
     moving = optax.with_extra_args_support(inner)
 
-    def owners(tree, state):
-        """Return for each leaf of a state the number of its table, -1 for none."""
-        numbers = itertools.count()
-        order = jax.tree.map(lambda _: next(numbers), unbox(tree))
-        own = lambda leaf, number: number if np.ndim(leaf) else -1
-        return jax.tree.leaves(
-            optax.tree.map_params(
-                moving,
-                lambda leaf, of: leaf if is_masked(leaf) else own(leaf, of),
-                unbox(state),
-                order,
-                transform_non_params=lambda _: -1,
-                is_leaf=is_masked,
-            )
-        )
-
     def init(params):
         state = moving.init(params)
-        _require_rows(moving.init, params, state, owners(params, state))
+        _require_rows(moving.init, params, state, _owners(moving, params, state))
         return RowState(state)
 
     def update(updates, state, params=None, *, row_ids=None, **extra_args):
         rows = rows_by_path(row_ids)
         check_slots(unbox(updates), rows)
+        check_slots(unbox(params), rows, "params")
         tables = [rows_of(rows, path) for path, _ in named_leaves(unbox(updates))]
-        own = owners(updates, state.inner)
+        own = _owners(moving, updates, state.inner)
         leaves, structure = jax.tree.flatten(state.inner)
         _check_tables(state.inner, own, tables)
         touched = [
@@ -112,16 +100,38 @@ def lazy_rows(
             write(old, tables[of], new.astype(old.dtype)) if of >= 0 else new
             for of, old, new in zip(own, leaves, jax.tree.leaves(moved), strict=True)
         ]
+        cleared = map(clear, jax.tree.leaves(updates), tables)
+        updates = jax.tree.unflatten(jax.tree.structure(updates), cleared)
         return updates, RowState(jax.tree.unflatten(structure, written))
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def _owners(inner, tree, state):
+    """Return for each leaf of a state the number of its table, -1 for none."""
+    numbers = itertools.count()
+    order = jax.tree.map(lambda _: next(numbers), unbox(tree))
+    own = lambda leaf, number: number if np.ndim(leaf) else -1
+    return jax.tree.leaves(
+        optax.tree.map_params(
+            inner,
+            lambda leaf, of: leaf if is_masked(leaf) else own(leaf, of),
+            unbox(state),
+            order,
+            transform_non_params=lambda _: -1,
+            is_leaf=is_masked,
+        )
+    )
+
+
 def _require_rows(init, params, state, owners):
     """Refuse a state with numbers of the tables that are not of one row each."""
-    is_rows = lambda node: isinstance(node, RowState)
-    if any(map(is_rows, jax.tree.leaves(state, is_leaf=is_rows))):
-        raise ValueError("lazy_rows needs what is not row-aware yet, got a RowState")
+    unfit = lambda node: isinstance(node, RowState | optax.MultiStepsState)
+    for node in filter(unfit, jax.tree.leaves(state, is_leaf=unfit)):
+        raise ValueError(
+            "lazy_rows needs what is not row-aware yet and moves rows in every step "
+            f"that touches them, got a {type(node).__name__}"
+        )
     for leaf, of in zip(growth(init, params, state, RowState), owners, strict=True):
         if (leaf.grows or of >= 0) and not (leaf.has_rows and of >= 0):
             raise ValueError(

@@ -18,7 +18,8 @@ def take_rows(params: Any, row_ids: Any) -> Any:
     """Return the touched rows in place of the tables; other leaves as they are.
 
     Differentiate the loss by the result, not by the tables: the gradient of a table has
-    the size of the table.
+    the size of the table. A model that uses a whole table (a tied output head) needs
+    the dense step.
 
     Args:
       params: tables (rows first), and whatever else the model has.
@@ -136,24 +137,28 @@ def embedding_bag(
     return pooled / jnp.where(whole == 0, 1, whole)
 
 
-def read(table: Array, rows: Rows) -> Array:
+def read(table: Array | np.ndarray, rows: Rows) -> Array:
     """Return the rows of one table, zeros in slots without a row."""
     spec = _spec(table)
-    return table.at[rows.ids].get(
-        mode="fill",
-        fill_value=0,
-        indices_are_sorted=True,
-        unique_indices=True,
-        out_sharding=spec and PartitionSpec(None, *spec[1:]),
+    return (
+        jnp.asarray(table)
+        .at[rows.ids]
+        .get(
+            mode="fill",
+            fill_value=0,
+            indices_are_sorted=True,
+            unique_indices=True,
+            out_sharding=spec and PartitionSpec(None, *spec[1:]),
+        )
     )
 
 
-def write(table: Array, rows: Rows, new: Array) -> Array:
+def write(table: Array | np.ndarray, rows: Rows, new: Array) -> Array:
     """Return one table with its rows replaced."""
-    return table.at[rows.ids].set(new, **_to(table))
+    return jnp.asarray(table).at[rows.ids].set(new, **_to(table))
 
 
-def add(table: Array, rows: Rows, update: Array) -> Array:
+def add(table: Array | np.ndarray, rows: Rows, update: Array) -> Array:
     """Return one table with the update of its rows added, in the wider of their dtypes.
 
     Where both have the same, nothing is read.
@@ -161,16 +166,22 @@ def add(table: Array, rows: Rows, update: Array) -> Array:
     if jnp.result_type(table) != jnp.result_type(update):
         new = read(table, rows) + update
         return write(table, rows, new.astype(table.dtype))
-    return table.at[rows.ids].add(update, **_to(table))
+    return jnp.asarray(table).at[rows.ids].add(update, **_to(table))
 
 
-def check_slots(updates: Any, rows: dict[str, Rows]) -> None:
-    """Refuse updates of a table that are not as many as its rows have slots."""
-    for path, leaf in named_leaves(updates):
+def clear(update: Array, rows: Rows) -> Array:
+    """Return the update of one table with zeros in slots without a row."""
+    real = rows.ids < rows.table_size
+    return jnp.where(real.reshape(-1, *[1] * (update.ndim - 1)), update, 0)
+
+
+def check_slots(tree: Any, rows: dict[str, Rows], holder: str = "updates") -> None:
+    """Refuse updates or params of a table that are not its touched rows."""
+    for path, leaf in named_leaves(tree):
         if path in rows and np.shape(leaf)[:1] != rows[path].ids.shape:
             raise ValueError(
-                f"{path}: updates must have the {rows[path].ids.size} slots of their "
-                f"row_ids, got the shape {np.shape(leaf)}; differentiate by take_rows"
+                f"{path}: {holder} must have the {rows[path].ids.size} slots of their "
+                f"row_ids, as from take_rows, got the shape {np.shape(leaf)}"
             )
 
 

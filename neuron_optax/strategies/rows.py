@@ -64,8 +64,8 @@ def scale_per_row(
       rate: how the remembered value becomes the factor.
       untouched: what happens to the memory of the other rows: ``"lazy"``, nothing;
         ``"catch_up"``, what a dense step would do to it (a running mean decays), made
-        up for when the row is next touched. They are the same where a statistic of
-        zero leaves a memory as it is: sums, counts.
+        up for when the row is next touched, by `Accumulator.skip`. They are the same
+        where a statistic of zero leaves a memory as it is: sums, counts.
       direction: what is scaled, run as `lazy_rows`; momentum takes an array as large
         as the table.
 
@@ -74,9 +74,13 @@ def scale_per_row(
       int32 more. ``update`` takes ``row_ids``, the `Rows` of each table at its path.
 
     Raises:
-      ValueError: for another ``untouched``, or ``"catch_up"`` of a direction, whose
-        rows would have to move in steps that do not touch them; as `scale_per_neuron`
-        and `lazy_rows`.
+      ValueError: for another ``untouched``; for ``"catch_up"`` of a direction, whose
+        rows would have to move in steps that do not touch them, or with an accumulator
+        that cannot skip; as `scale_per_neuron` and `lazy_rows`.
+
+    Note:
+      A rate that looks at all neurons of a layer (`redistributed`) sees the touched
+      rows alone, other than in a dense step.
 
     Example:
       >>> from neuron_optax import ema, inverse_root, mean_square, unique_rows
@@ -102,6 +106,8 @@ def scale_per_row(
         return lazy_rows(scaled)
     if direction is not None:
         raise ValueError("untouched must be 'lazy' with a direction: it moves rows")
+    if accumulator.skip is None:
+        raise ValueError("untouched must be 'lazy' with an accumulator without skip")
     return lazy_rows(_caught_up(scaled, accumulator))
 
 
@@ -146,7 +152,8 @@ def row_adagrad(
       a_i \leftarrow a_i + \tfrac1k \lVert g_i \rVert^2, \qquad
       \Delta_i = -\eta\, \big( g_i / (\sqrt{a_i} + \epsilon) + \lambda w_i \big)
 
-    It equals the dense step, whose untouched rows have gradients of zero.
+    It equals the dense step, whose untouched rows have gradients of zero; with decay,
+    that with ``lazy=True``.
 
     Args:
       learning_rate: :math:`\eta`, in units of the parameter; scalar or schedule.
@@ -221,7 +228,7 @@ def row_rmsprop(
       \Delta_i = -\eta\, \big( g_i / (\sqrt{v_i} + \epsilon) + \lambda w_i \big)
 
     :math:`n_i` is 0 if lazy, and to catch up the number of steps since the row was
-    last touched, which equals the dense step.
+    last touched, which equals the dense step without decay.
 
     Args:
       learning_rate: :math:`\eta`, in units of the parameter; scalar or schedule.
@@ -264,7 +271,7 @@ def row_rmsprop(
 
 def row_adam_mini(
     learning_rate: optax.ScalarOrSchedule,
-    b1: Scalar = 0.0,
+    b1: Scalar | None = None,
     b2: Scalar = 0.999,
     eps: Scalar = 1e-8,
     weight_decay: optax.ScalarOrSchedule = 0.0,
@@ -286,19 +293,19 @@ def row_adam_mini(
       + \lambda w_i \big)
 
     :math:`n_i` is 0 if lazy, and to catch up the number of steps since the row was
-    last touched, which equals the dense step without momentum. The corrections for
-    bias count all steps.
+    last touched, which equals the dense step without momentum and decay. The
+    corrections for bias count all steps.
 
     Args:
       learning_rate: :math:`\eta`, in units of the parameter; scalar or schedule.
-      b1: decay of the first moment, in ``[0, 1)``; other than 0 it takes an array as
-        large as the table, and an untouched row does not coast.
+      b1: decay of the first moment, in ``[0, 1)``, which takes an array as large as
+        the table; an untouched row does not coast. ``None`` for :math:`m = g`.
       b2: decay of the second moment, in ``[0, 1)``.
       eps: added to :math:`\sqrt{\hat v}`, in units of the gradient, positive.
       weight_decay: :math:`\lambda`, of touched rows, multiplied by the learning rate.
       weight_decay_mask: what decays, a tree of booleans or a function of the params
         (in ``static_args`` under ``optax.inject_hyperparams``).
-      untouched: ``"lazy"``, or, where ``b1`` is 0, ``"catch_up"``; see `scale_per_row`.
+      untouched: ``"lazy"``, or, without ``b1``, ``"catch_up"``; see `scale_per_row`.
       low: least factor; ``None`` for no bound.
       high: largest factor; ``None`` for no bound.
 
@@ -324,14 +331,13 @@ def row_adam_mini(
       >>> sum(leaf.nbytes for leaf in jax.tree.leaves(state))
       4004
     """
-    require_adam(b1, b2, eps)
-    without = isinstance(b1, int | float) and b1 == 0
+    require_adam(0.0 if b1 is None else b1, b2, eps)
     scaled = scale_per_row(
         mean_square,
         ema(b2),
         bounded(inverse_root(eps), low, high),
         untouched=untouched,
-        direction=None if without else optax.ema(b1),
+        direction=None if b1 is None else optax.ema(b1),
     )
     return row_chain(
         scaled,
@@ -353,9 +359,9 @@ def row_frequency_sgd(
 
     .. math::
       f_i = \tfrac1t \#\{s \le t : g_{s,i} \ne 0\}, \qquad
-      \Delta_i = -\eta\, \big( f_i^{-p}\, g_i + \lambda w_i \big)
+      \Delta_i = -\eta\, \big( \min(f_i^{-p}, h)\, g_i + \lambda w_i \big)
 
-    It equals the dense step, whose untouched rows have gradients of zero.
+    Without decay it equals the dense step, whose untouched rows have gradients of zero.
 
     Args:
       learning_rate: :math:`\eta`, in units of the parameter; scalar or schedule.
@@ -365,7 +371,7 @@ def row_frequency_sgd(
       weight_decay_mask: what decays, a tree of booleans or a function of the params
         (in ``static_args`` under ``optax.inject_hyperparams``).
       low: least factor; ``None`` for no bound.
-      high: largest factor; ``None`` for no bound.
+      high: :math:`h`, largest factor; ``None`` for no bound.
 
     Returns:
       A `row_chain`; its state is one number per row, how often it was touched.

@@ -17,7 +17,7 @@ ROWS = {
         "rows/ids.py",
         " + (distinct + 1 == table_size)",
         "",
-        "tests/test_row_states.py -k never_takes_it_silently",
+        "tests/test_row_refusals.py -k never_takes_it_silently",
     ),
     "padding counted as dropped": Mutant(
         "rows/ids.py", "jnp.sum(meant & ~kept", "jnp.sum(~kept", FOUND
@@ -35,19 +35,25 @@ ROWS = {
         "rows/growth.py",
         "return self.by[:1] == (1,) and 1 not in self.by[1:]",
         "return any(self.by)",
-        "tests/test_row_states.py -k told_apart",
+        "tests/test_row_refusals.py -k told_apart",
     ),
     "gradients of slots without a row": Mutant(
-        "rows/chains.py",
-        "rows.ids < rows.table_size",
-        "rows.ids >= 0",
+        "rows/tables.py",
+        "real = rows.ids < rows.table_size",
+        "real = rows.ids >= 0",
         "tests/test_row_states.py -k slot_of_dropped",
+    ),
+    "steps of slots without a row": Mutant(
+        "rows/states.py",
+        "cleared = map(clear, jax.tree.leaves(updates), tables)",
+        "cleared = jax.tree.leaves(updates)",
+        "tests/test_row_states.py -k spoil_the_norm",
     ),
     "momentum of the table refused no more": Mutant(
         "rows/chains.py",
         "if leaf.grows:",
         "if False:",
-        "tests/test_row_states.py -k is_refused",
+        "tests/test_row_refusals.py -k is_refused",
     ),
     "a step missed too many": Mutant(
         "strategies/rows.py",
