@@ -188,7 +188,7 @@ def test_a_row_that_catches_up_has_the_memory_of_the_dense_step_when_touched(flo
     assert np.abs(ours - theirs).max() > 1e-3
 
 
-@pytest.mark.parametrize("name", EQUAL.keys() - {"per-entry-adagrad"})
+@pytest.mark.parametrize("name", [n for n in EQUAL if n != "per-entry-adagrad"])
 def test_rates_are_not_stored(name):
     state = jax.eval_shape(EQUAL[name][0].init, zipf.table())
     ((_, of),) = optax.tree.get_all_with_path(state, NeuronState.__name__)

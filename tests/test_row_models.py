@@ -126,14 +126,16 @@ def dense(optimizer, params, apply):
     @jax.jit
     def step(params, state, users, items, clicks):
         def loss(params):
-            return cross_entropy(apply(params, users, items, items >= 0), clicks)
+            return cross_entropy(
+                apply(params, users, jnp.maximum(items, 0), items >= 0), clicks
+            )
 
         updates, state = optimizer.update(jax.grad(loss)(params), state, params)
         return optax.apply_updates(params, updates), state
 
     state = optimizer.init(params)
     for users, items, clicks in zip(*batches(), strict=True):
-        params, state = step(params, state, users, np.maximum(items, 0), clicks)
+        params, state = step(params, state, users, items, clicks)
     return params
 
 

@@ -30,10 +30,14 @@ def limited(max_norm, **options):
     )
 
 
+def adam_mini(b1, **options):
+    return neuron_optax.row_adam_mini(b1=b1 or None, **options)
+
+
 ADAGRAD = neuron_optax.row_adagrad, "row_adagrad:RowAdagrad", "a", 0.1
 LIMITED = limited, "row_adagrad:RowAdagrad", "a", 0.1
 RMSPROP = neuron_optax.row_rmsprop, "row_rmsprop:RowRMSprop", "v", 0.1
-ADAM_MINI = neuron_optax.row_adam_mini, "row_adam_mini:RowAdamMini", "v", 0.1
+ADAM_MINI = adam_mini, "row_adam_mini:RowAdamMini", "v", 0.1
 COUNTED = neuron_optax.row_frequency_sgd, "row_frequency_sgd:RowFrequencySGD", "n", 0.01
 CATCH_UP = {"untouched": "catch_up"}
 TWINS = {  # strategy, oracle, its name of the memory, rate; what departs from defaults
@@ -51,14 +55,14 @@ TWINS = {  # strategy, oracle, its name of the memory, rate; what departs from d
     "rmsprop-b0": (RMSPROP, {"decay": 0.0, **CATCH_UP}),
     "rmsprop-eps": (RMSPROP, {"eps": 0.1}),
     "rmsprop-decay": (RMSPROP, {"weight_decay": 0.1}),
-    "adam_mini": (ADAM_MINI, {}),
-    "adam_mini-catch_up": (ADAM_MINI, CATCH_UP),
+    "adam_mini": (ADAM_MINI, {"b1": 0.0}),
+    "adam_mini-catch_up": (ADAM_MINI, {"b1": 0.0, **CATCH_UP}),
     "adam_mini-b1": (ADAM_MINI, {"b1": 0.9}),
-    "adam_mini-b2": (ADAM_MINI, {"b2": 0.8}),
-    "adam_mini-b2-catch_up": (ADAM_MINI, {"b2": 0.8, **CATCH_UP}),
+    "adam_mini-b2": (ADAM_MINI, {"b1": 0.0, "b2": 0.8}),
+    "adam_mini-b2-catch_up": (ADAM_MINI, {"b1": 0.0, "b2": 0.8, **CATCH_UP}),
     "adam_mini-b1-b2": (ADAM_MINI, {"b1": 0.8, "b2": 0.8}),
-    "adam_mini-eps": (ADAM_MINI, {"eps": 0.1}),
-    "adam_mini-decay": (ADAM_MINI, {"weight_decay": 0.1}),
+    "adam_mini-eps": (ADAM_MINI, {"b1": 0.0, "eps": 0.1}),
+    "adam_mini-decay": (ADAM_MINI, {"b1": 0.0, "weight_decay": 0.1}),
     "frequency": (COUNTED, {}),
     "frequency-p": (COUNTED, {"exponent": 1.0}),
     "frequency-p-high": (COUNTED, {"exponent": 1.0, "high": 2.0}),
