@@ -13,7 +13,7 @@ PICTURES = {
     "train_digits": ["digits_rates.png"],
     "train_recommender": ["recommender.png"],
 }
-SLOW = {"train_recommender"}  # minutes: the dense step of a million rows
+SLOW = {"train_recommender", "plan_memory"}  # of a million rows; of 405 billion
 RUN = [
     pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem in SLOW))
     for path in EXAMPLES

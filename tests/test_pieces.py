@@ -44,6 +44,7 @@ def test_a_layout_refuses_to_reduce_twice_over_an_axis():
         FLAX.with_reduce_over(("data", "data"))
 
 
+@pytest.mark.slow
 def test_a_mean_over_the_neurons_of_a_piece_is_refused(mesh):
     optimizer = neuron_adagrad(0.1, neurons=CUT, redistribute=True)
     refused(optimizer, mesh, NotImplementedError, "may be a piece of its layer")
@@ -65,6 +66,7 @@ def test_a_custom_statistic_that_knows_no_mesh_axes_is_refused(mesh):
     refused(optimizer, mesh, (TypeError, ValueError), match)
 
 
+@pytest.mark.slow
 def test_a_bias_cut_unlike_its_kernel_is_refused_in_words(mesh):
     specs = {layer: {**of, "bias": P()} for layer, of in SPECS.items()}
     optimizer = neuron_adagrad(0.1, neurons=CUT, bias="kernel")

@@ -39,6 +39,8 @@ from neuron_optax import (
 )
 from tests import zipf
 
+pytestmark = pytest.mark.slow
+
 STEPS = 50
 SCHEDULE = optax.linear_schedule(0.2, 0.02, STEPS)
 SGD = optax.scale_by_learning_rate(0.05)

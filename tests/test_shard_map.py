@@ -49,6 +49,7 @@ def test_the_comparison_notices_a_sum_over_one_piece_alone(missing, mesh):
     assert apart(pieces, neuron_adagrad(0.01)) > 1e-4
 
 
+@pytest.mark.slow
 def test_a_fan_in_cut_unsaid_does_not_pass_the_check_of_shard_map(mesh):
     layout = FLAX.override({"kernel": Neurons(reduce_over=())})
     with pytest.raises(ValueError, match="out_specs"):
