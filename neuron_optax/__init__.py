@@ -9,6 +9,7 @@ from neuron_optax.accumulators import (
     maximum,
     stepwise,
     total,
+    warmed_up,
 )
 from neuron_optax.axes import (
     ADAM_MINI,
@@ -27,8 +28,12 @@ from neuron_optax.axes import (
 from neuron_optax.core import NeuronState, scale_per_neuron
 from neuron_optax.pieces import max_over, mean_over, sum_over
 from neuron_optax.projections import (
+    ChangeState,
+    IsolationState,
     centralize_per_neuron,
     clip_per_neuron,
+    count_changes,
+    isolate_nonfinite,
     limit_norms,
     normalize_per_neuron,
     orthogonalize,
@@ -124,6 +129,8 @@ __all__ = [
     "Accumulator",
     "ApolloState",
     "CatchUpState",
+    "ChangeState",
+    "IsolationState",
     "Layout",
     "MuownState",
     "NeuronState",
@@ -141,6 +148,7 @@ __all__ = [
     "centralize_per_neuron",
     "clip_per_neuron",
     "compounded",
+    "count_changes",
     "delta_bar_delta",
     "describe",
     "ema",
@@ -152,6 +160,7 @@ __all__ = [
     "identity",
     "infer_layout",
     "inverse_root",
+    "isolate_nonfinite",
     "latest",
     "layerwise",
     "layerwise_decay",
@@ -210,6 +219,7 @@ __all__ = [
     "touched",
     "trust_ratio",
     "unique_rows",
+    "warmed_up",
     "weight_norm_adam",
     "where_touched",
     "zero_nonfinite",

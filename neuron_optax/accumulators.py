@@ -157,6 +157,41 @@ def maximum() -> Accumulator:
     return Accumulator(jnp.zeros_like, jnp.maximum, _as_is, _as_is)
 
 
+def warmed_up(
+    accumulator: Accumulator, steps: int | Array, start: float | Array
+) -> Accumulator:
+    r"""Read a value that is given at first and what is remembered in the end.
+
+    .. math:: (1 - \omega_t)\, s + \omega_t\, a_t, \qquad \omega_t = \min(t/T, 1)
+
+    The first few statistics of a neuron say little; until then it has the rate of
+    :math:`s`, as all others have.
+
+    Args:
+      accumulator: :math:`a`, which remembers from the first step on.
+      steps: :math:`T \ge 1`, until it is read alone.
+      start: :math:`s`, in units of the statistic.
+
+    Returns:
+      An accumulator in units of the statistic, with the memory of ``accumulator``.
+
+    Raises:
+      ValueError: if ``steps`` is a number below 1.
+
+    Example:
+      >>> accumulator = warmed_up(latest(), steps=4, start=1.0)
+      >>> [float(accumulator.read(jnp.array(9.0), jnp.array(t))) for t in (1, 2, 4, 8)]
+      [3.0, 5.0, 9.0, 9.0]
+    """
+    require_within("steps", steps, 1)
+
+    def read(memory, step):
+        share = jnp.minimum(step / jnp.asarray(steps, memory.dtype), 1)
+        return (1 - share) * start + share * accumulator.read(memory, step)
+
+    return accumulator._replace(read=read)
+
+
 def compounded(
     gain: float | Array,
     low: float | Array | None = None,

@@ -40,6 +40,8 @@ class Case:
         one in the middle of a range, a factor of two or more wide, that do.
       isolated: no neuron moves another, bit for bit.
       coupled: variants in which neurons do move one another, by the mean of a layer.
+      isolable: of its state can be told what belongs to a neuron, so that
+        `isolate_nonfinite` takes it.
       permutation: permuting neurons permutes updates, bit for bit where isolated.
       transposes: transposing a kernel and its layout transposes the update.
       granularities: at which it is compared with its oracle.
@@ -54,6 +56,7 @@ class Case:
       decays: ``"before"`` if decay is decoupled and of the weights before the step,
         ``"otherwise"``, or ``"never"``.
       rests: whether a step of rate zero, or without gradients, moves nothing.
+      waits: whether a gradient of zero leaves a neuron and its state as they are.
       at_rest: how far rounding moves a neuron that has no gradient.
       sparse: whether neurons are active in some steps only.
       steady: whether smooth gradients of active neurons leave its factors alike.
@@ -75,6 +78,7 @@ class Case:
     digits: float = 0.0
     isolated: bool = True
     coupled: frozenset[str] = frozenset({"redistribute", "redistribute_bounds"})
+    isolable: bool = True
     permutation: bool = True
     transposes: bool = True
     granularities: tuple[str, ...] = EVERY
@@ -86,6 +90,7 @@ class Case:
     alias: bool = True
     decays: str = "before"
     rests: bool = True
+    waits: bool = False
     at_rest: float = 0.0
     sparse: bool = False
     steady: bool = False

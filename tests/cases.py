@@ -100,6 +100,7 @@ CASES = {
             lambda learning_rate: optax.adagrad(learning_rate, 0.0, 1e-30),
             {"eps": 1e-30},
         ),
+        waits=True,
         digits=0.03,
     ),
     "neuron_rmsprop": Case(
@@ -176,6 +177,7 @@ CASES = {
             lambda learning_rate: optax.adagrad(learning_rate, 0.0, 1e-30),
             {"eps": 1e-30},
         ),
+        waits=True,
         digits=0.03,
     ),
     "slim_adam": Case(
@@ -455,6 +457,7 @@ CASES = {
         bias=None,
         learning_rate=0.01,
         isolated=False,
+        isolable=False,
         permutation=False,
         granularities=("neuron",),
         numbers=("rate", "size"),

@@ -65,6 +65,10 @@ HYPERPARAMETERS = {
         ),
         "bias must be 'own' or 'kernel', got 'none'",
     ),
+    "bias of isolation": (
+        lambda: inspect.unwrap(neuron_optax.isolate_nonfinite)(optax.sgd(0.1), bias=""),
+        "bias must be 'own' or 'kernel', got ''",
+    ),
     "exponent": (lambda: neuron_optax.frequency_sgd(0.1, -1.0), "exponent must be in"),
     "clamp": (
         lambda: neuron_optax.namo_d(0.1, clamp=2.0),

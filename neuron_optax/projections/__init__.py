@@ -13,6 +13,12 @@ from neuron_optax.projections.guards import (
     where_touched,
     zero_nonfinite,
 )
+from neuron_optax.projections.isolation import (
+    ChangeState,
+    IsolationState,
+    count_changes,
+    isolate_nonfinite,
+)
 from neuron_optax.projections.matrices import (
     aspect_ratio,
     from_matrices,
@@ -33,11 +39,15 @@ from neuron_optax.projections.weights import (
 )
 
 __all__ = [
+    "ChangeState",
+    "IsolationState",
     "aspect_ratio",
     "centralize_per_neuron",
     "clip_per_neuron",
+    "count_changes",
     "from_matrices",
     "is_matrix",
+    "isolate_nonfinite",
     "limit_norms",
     "matrix_shape",
     "newton_schulz",
