@@ -66,6 +66,8 @@ class Case:
       given: turns what is off its default into the arguments of the oracle.
       on_adam: whether it has Optax's Adam for a direction, whose eps is 0 in float16.
       on_surface: whether its weights keep their norm, so that not every loss falls.
+      direction: what the rates in its state multiply: with its defaults and `options`
+        the step is minus their product. ``None`` if it is not.
       tolerance: of parity, where it is not rounding alone.
     """
 
@@ -100,6 +102,7 @@ class Case:
     given: Callable[..., Mapping[str, Any]] = lambda changed: changed
     on_adam: bool = False
     on_surface: bool = False
+    direction: optax.GradientTransformation | None = None
     tolerance: float = 1e-12
 
     def make(self, changed, **options):

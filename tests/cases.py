@@ -102,6 +102,7 @@ CASES = {
         ),
         waits=True,
         digits=0.03,
+        direction=optax.identity(),
     ),
     "neuron_rmsprop": Case(
         neuron_optax.neuron_rmsprop,
@@ -113,6 +114,7 @@ CASES = {
             {},
         ),
         digits=1e-3,
+        direction=optax.identity(),
     ),
     "adam_mini": Case(
         neuron_optax.adam_mini,
@@ -127,6 +129,7 @@ CASES = {
         {"memory": "v", "rate": "rate", "ema": "m"},
         per_entry=(optax.adam, {}),
         digits=3e-3,
+        direction=optax.ema(0.9),
     ),
     "weight_norm_adam": Case(
         neuron_optax.weight_norm_adam,
@@ -144,6 +147,7 @@ CASES = {
         by_weights=True,
         on_adam=True,
         digits=3e-3,
+        direction=optax.scale_by_adam(),
     ),
     "weight_norm_sgd": Case(
         weight_norm_sgd,
@@ -155,6 +159,7 @@ CASES = {
         alias=False,
         needs_params=True,
         by_weights=True,
+        direction=optax.identity(),
     ),
     "rowwise_adagrad": Case(
         neuron_optax.rowwise_adagrad,
@@ -179,6 +184,7 @@ CASES = {
         ),
         waits=True,
         digits=0.03,
+        direction=optax.identity(),
     ),
     "slim_adam": Case(
         neuron_optax.slim_adam,
@@ -191,6 +197,7 @@ CASES = {
         {"memory": "v", "rate": "rate", "ema": "m"},
         per_entry=(optax.adam, {}),
         digits=3e-3,
+        direction=optax.ema(0.9),
     ),
     "subset_norm_adam": Case(
         neuron_optax.subset_norm_adam,
@@ -221,6 +228,7 @@ CASES = {
         {"memory": "s", "rate": "rate", "trace": "M"},
         per_entry=(optax.sign_sgd, {"momentum": 0.0}),
         digits=1e-3,
+        direction=optax.trace(0.9),
     ),
     "nero": Case(
         neuron_optax.nero,
@@ -277,6 +285,7 @@ CASES = {
         decays="otherwise",
         needs_params=True,
         digits=1.5e-3,
+        direction=optax.scale_by_adam(eps=1e-6),
     ),
     "frequency_sgd": Case(
         neuron_optax.frequency_sgd,
@@ -295,6 +304,7 @@ CASES = {
         options={"momentum": 0.9},
         steady=True,
         digits=0.1,
+        direction=optax.trace(0.9),
     ),
     "frequency_adam": Case(
         neuron_optax.frequency_adam,
@@ -312,6 +322,7 @@ CASES = {
         on_adam=True,
         steady=True,
         digits=3e-3,
+        direction=optax.scale_by_adam(),
     ),
     "hypergradient_sgd": Case(
         neuron_optax.hypergradient_sgd,
@@ -332,6 +343,7 @@ CASES = {
         per_entry=(optax.sgd, {"gain": 0.0}),
         per_layer=(optax.sgd, {"gain": 0.0}),
         digits=5e-3,
+        direction=optax.identity(),
     ),
     "hypergradient_adam": Case(
         neuron_optax.hypergradient_adam,
@@ -346,6 +358,7 @@ CASES = {
         per_layer=(optax.adam, {"gain": 0.0}),
         on_adam=True,
         digits=1e-3,
+        direction=optax.scale_by_adam(),
     ),
     "delta_bar_delta": Case(
         neuron_optax.delta_bar_delta,
@@ -366,6 +379,7 @@ CASES = {
         per_layer=(optax.sgd, {"increase": 0.0, "decrease": 0.0}),
         steady=True,
         digits=0.2,
+        direction=optax.identity(),
     ),
     "normuon": Case(
         neuron_optax.normuon,
