@@ -10,10 +10,15 @@ import pytest
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 PICTURES = {
+    "read_the_rates": [
+        "rates_by_frequency.png",
+        "rates_heat_map.png",
+        "rates_over_training.png",
+    ],
     "train_digits": ["digits_rates.png"],
     "train_recommender": ["recommender.png"],
 }
-SLOW = {"train_recommender", "plan_memory"}  # of a million rows; of 405 billion
+SLOW = {"train_recommender", "plan_memory", "read_the_rates"}
 RUN = [
     pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem in SLOW))
     for path in EXAMPLES

@@ -191,6 +191,15 @@ def test_a_report_counts_what_was_skipped_and_changed():
     assert np.isnan(of.skipped) and np.isnan(of.changed) and np.isnan(of.at_bound)
 
 
+def test_a_neuron_that_got_no_step_does_not_count_in_the_decades():
+    optimizer = neuron_adagrad(RATE)
+    grads = {"kernel": jnp.array([[1.0, 10.0, jnp.nan]])}
+    _, state = optimizer.update(grads, optimizer.init(grads))
+    (of,) = report(state, RATE).layers.values()
+    assert of.least == 0.0
+    np.testing.assert_allclose(of.decades, 1.0, rtol=1e-6)
+
+
 QUICK = {"adam_mini", "neuron_adagrad"}
 DECLARED = [
     pytest.param(case, id=name, marks=[pytest.mark.slow] * (name not in QUICK))

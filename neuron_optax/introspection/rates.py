@@ -48,7 +48,8 @@ def learning_rates(
       no rate is kept. Where a leaf has several (a chain of two), it is their product.
       In units of the parameter over those of the direction: of a gradient in
       `neuron_adagrad`, without any in `weight_norm_adam`. 0 for a neuron that was not
-      finite in the last step; :math:`\eta` before the first.
+      finite in the last step, but the last it got if `isolate_nonfinite` is around it;
+      :math:`\eta` before the first.
 
     Raises:
       ValueError: if no state keeps rates, or no learning rate is given or injected.

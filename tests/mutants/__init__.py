@@ -3,7 +3,8 @@
 from tests.mutants.family import FAMILY
 from tests.mutants.layouts import LAYOUTS
 from tests.mutants.parts import PARTS
+from tests.mutants.readers import READERS
 from tests.mutants.rows import ROWS
 from tests.mutants.scale import SCALE
 
-MUTANTS = {**PARTS, **LAYOUTS, **FAMILY, **SCALE, **ROWS}
+MUTANTS = {**PARTS, **LAYOUTS, **FAMILY, **SCALE, **ROWS, **READERS}
