@@ -18,7 +18,7 @@ PICTURE = [  # a file imports only what stands in a row above its own
     {"core", "projections", "rows"},
     {"strategies"},
     {"introspection", "advice", "sharding", "portable", "plot", "interop"},
-    {"memory"},
+    {"memory", "saved"},
     {"__main__"},
 ]
 ROW = {name: depth for depth, names in enumerate(PICTURE) for name in names}
