@@ -1,4 +1,23 @@
-"""One learning rate per neuron, as Optax gradient transformations."""
+"""One learning rate per neuron, as Optax gradient transformations.
+
+Aliases (`adam_mini`, `neuron_adagrad`, ...; ``help(neuron_optax.strategies)`` has the
+table) stand where an Optax optimizer stands. They are compositions of five choices: the
+axes of the neurons (`Neurons`, `Layout`), a statistic, an accumulator, a rate, and the
+direction that `scale_per_neuron` scales.
+
+What reads a state is imported by itself:
+
+- ``neuron_optax.introspection``: the learning rate of every neuron, a report by layer;
+- ``neuron_optax.advice``: which layers may share one number per neuron;
+- ``neuron_optax.memory``: bytes of a state, and plans from shapes alone;
+- ``neuron_optax.sharding``: where a state lies on many devices;
+- ``neuron_optax.portable``: states in exported programs;
+- ``neuron_optax.plot`` (extra ``plot``): pictures of the rates;
+- ``neuron_optax.interop`` (extra ``torch``): weights and states from and to PyTorch.
+
+``python -m neuron_optax --help`` describes checkpoints, plans memory, lists strategies
+and compares with PyTorch.
+"""
 
 from neuron_optax.accumulators import (
     Accumulator,

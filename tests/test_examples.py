@@ -1,6 +1,7 @@
 """Every example runs from an empty directory, and its own assertions hold."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,11 @@ PICTURES = {
     "train_digits": ["digits_rates.png"],
     "train_recommender": ["recommender.png"],
 }
-SLOW = {"train_recommender", "plan_memory", "read_the_rates"}
+SHOWN = {"train_digits": "strategy  ", "train_recommender": "tables  "}  # in README
+SLOW = {
+    *("continue_from_pytorch", "plan_memory"),
+    *("read_the_rates", "train_recommender"),
+}
 RUN = [
     pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem in SLOW))
     for path in EXAMPLES
@@ -38,12 +43,26 @@ def test_example_runs_and_writes_its_pictures(example, tmp_path):
         check=False,
     )
     assert finished.returncode == 0, finished.stderr
+    if example.stem in SHOWN:
+        assert rows_of(SHOWN[example.stem]) <= first_words(finished.stdout)
     written = sorted(path.name for path in tmp_path.iterdir())
     assert written == PICTURES.get(example.stem, [])
     for picture in written:
         content = (tmp_path / picture).read_bytes()
         assert content.startswith(b"\x89PNG\r\n\x1a\n")
         assert 50_000 < len(content) < 500_000
+
+
+def rows_of(head):
+    """Name the columns and rows of a table in the README; figures are a machine's."""
+    text = (ROOT / "README.md").read_text()
+    (table,) = re.findall(rf"^```text\n({head}.*?)^```$", text, re.M | re.S)
+    return first_words(table)
+
+
+def first_words(text):
+    head, *rows = [re.split("  +", line) for line in text.splitlines() if line]
+    return {tuple(head), *(row[0] for row in rows)}
 
 
 def test_there_are_examples():

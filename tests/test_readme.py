@@ -30,10 +30,38 @@ def test_the_first_lines_print_what_is_shown():
     assert len(lines) <= 10 and text.index(code) < 1000
 
 
-def test_the_plan_that_is_shown_is_printed(capsys):
-    (command,) = re.findall(r"`python -m neuron_optax (.*?)`", README.read_text())
-    main(command.split())
-    assert capsys.readouterr().out in README.read_text()
+COMMANDS = re.findall(
+    r"`python -m neuron_optax (.+?)`( prints\n\n```text\n)?", README.read_text()
+)
+
+
+@pytest.mark.parametrize(("command", "shown"), COMMANDS)
+def test_a_command_that_is_named_runs_and_prints_what_is_shown(command, shown, capsys):
+    with contextlib.suppress(SystemExit):  # of --help, which prints
+        main(command.split())
+    printed = capsys.readouterr().out
+    assert printed and (not shown or f"`{shown}{printed}```" in README.read_text())
+
+
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README.read_text(), re.M | re.S)
+
+
+def test_every_block_is_run_by_a_test():
+    """Doctests run as such, the first lines above, examples in test_examples."""
+    printed = [text for kind, text in BLOCKS if kind == "text"]
+    scripts = [text for kind, text in BLOCKS if kind == "python" and ">>>" not in text]
+    commands = [text for kind, text in BLOCKS if kind == "sh"]
+    assert len(scripts) == 1 and {kind for kind, _ in BLOCKS} == {
+        "python",
+        "text",
+        "sh",
+    }
+    for text in commands:
+        last = text.split(" && ")[-1].strip()
+        example = re.fullmatch(r"\.venv/bin/python examples/(\w+)\.py", last)
+        reference = last.startswith(".venv/bin/python -m pdoc ")
+        assert last == ".venv/bin/pytest" or example or reference, text
+    assert len(printed) == 4  # first lines, two examples, a plan
 
 
 def test_what_the_readme_names_is_there():

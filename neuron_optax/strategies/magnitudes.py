@@ -78,9 +78,10 @@ def muown(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Muon on what neurons point at, Adam on how large they are; AdamW for the rest.
 
-    Weights are read as :math:`w_i = \gamma_i z_i / h_i` with :math:`h_i = \lVert z_i
-    \rVert`. With :math:`n_i = w_i / \gamma_i`, :math:`y_i = \langle g_i, n_i \rangle`
-    and :math:`M` the running mean of :math:`(\gamma_i / h_i) (g_i - y_i n_i)`,
+    Weights are read as :math:`w_i = \gamma_i z_i / h_i`, where :math:`h_i` is
+    :math:`\lVert z_i \rVert`. With :math:`n_i = w_i / \gamma_i`,
+    :math:`y_i = \langle g_i, n_i \rangle` and :math:`M` the running mean of
+    :math:`(\gamma_i / h_i) (g_i - y_i n_i)`,
 
     .. math::
       z_i = h_i n_i - \eta \sqrt{\max(1, \tfrac mk)}\, \mathrm{NS}(M)_i, \qquad
