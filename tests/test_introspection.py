@@ -236,6 +236,9 @@ def test_what_other_rates_mean_is_said():
     aliases = {name for name, case in CASES.items() if case.alias} | fixed
     assert set(MEANING) - {""} == aliases - declared
     assert set(MEANING) - {""} <= set(strategies.__all__)
+    for name in aliases - declared:
+        said = " ".join(getattr(strategies, name).__doc__.split())
+        assert f"Its rates: {MEANING[name]}." in said
     state = after(neuron_optax.nero(RATE))
     assert str(report(state, RATE)).endswith(MEANING[""])
     assert str(report(state, RATE, strategy="nero")).endswith(MEANING["nero"])

@@ -25,7 +25,7 @@ MEANING = {  # of the rates of a strategy; "" for those that are not named
     "layerwise": "the factor is the rate itself: read with a learning rate of 1",
     "layerwise_decay": "the factor is the rate itself: read with a learning rate of 1",
     "subset_norm_adam": "the step is the rate times the momentum times sqrt(1 - b2**t)",
-    "nero": "the step is the rate times the layer's first norm, then projected",
+    "nero": "the step is the rate times the gradient and the layer's first norm, projected",
     "neuron_lars": "what goes into the momentum is the rate times the gradient",
     "normuon": "relative: the layer's norm is restored after the rates, then its shape",
     "namo_d": "the rate is that of an input of a matrix, and is clamped; see namo_d",

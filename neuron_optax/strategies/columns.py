@@ -90,6 +90,8 @@ def namo_d(
     Returns:
       A partition of the leaves; the `NeuronState` of the matrices holds :math:`V` as
       its memory and :math:`c` as its rate, with the axes of the neurons at length 1.
+      Its rates: the rate is that of an input of a matrix, and is clamped; see
+      namo_d.
 
     Raises:
       ValueError: for a hyperparameter out of range, or as `scale_per_neuron`; at

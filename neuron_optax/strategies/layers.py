@@ -109,6 +109,7 @@ def layerwise(
 
     Returns:
       A chain; the rates are in its `NeuronState`.
+      Its rates: the factor is the rate itself: read with a learning rate of 1.
 
     Raises:
       ValueError: at ``init``, as `scale_by_layer`.
@@ -159,6 +160,7 @@ def layerwise_decay(
 
     Returns:
       A chain; the rates are in its `NeuronState`.
+      Its rates: the factor is the rate itself: read with a learning rate of 1.
 
     Raises:
       ValueError: if ``decay`` is a number outside ``(0, 1]`` or a layer is named twice;

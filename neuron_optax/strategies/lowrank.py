@@ -294,6 +294,8 @@ def apollo(
     Returns:
       A partition of the leaves; that of the matrices has an `ApolloState`, with two
       moments of ``rank`` numbers for each channel.
+      Its rates: the rate is that of a channel, (copies, 1, channels), growth
+      limited.
 
     Raises:
       ValueError: for a hyperparameter out of range, or as `scale_per_neuron`.

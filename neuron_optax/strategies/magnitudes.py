@@ -109,6 +109,7 @@ def muown(
 
     Returns:
       A partition of the leaves; that of the matrices has a `MuownState`.
+      Its rates: keeps no rates; an Adam moves the neurons' magnitudes.
 
     Raises:
       ValueError: for a hyperparameter out of range, or as `scale_per_neuron`; at

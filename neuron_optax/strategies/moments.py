@@ -211,6 +211,7 @@ def subset_norm_adam(
     Returns:
       A chain; its `NeuronState` holds :math:`v`, one number for each subset. The root
       of the bias correction is not in its rate.
+      Its rates: the step is the rate times the momentum times sqrt(1 - b2**t).
 
     Raises:
       ValueError: for a hyperparameter out of range, or as `scale_per_neuron`.

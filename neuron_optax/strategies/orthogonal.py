@@ -159,6 +159,8 @@ def normuon(
     Returns:
       A partition of the leaves; the `NeuronState` of the matrices holds :math:`v` with
       fan-in axes of length 1.
+      Its rates: relative: the layer's norm is restored after the rates, then its
+      shape.
 
     Raises:
       ValueError: for a hyperparameter out of range, or as `scale_per_neuron`.

@@ -69,6 +69,7 @@ def neuron_lars(
 
     Returns:
       A chain; the memory of its `NeuronState` is the trust ratio.
+      Its rates: what goes into the momentum is the rate times the gradient.
 
     Raises:
       ValueError: for a hyperparameter out of range, or as `scale_per_neuron`; at

@@ -4,6 +4,7 @@ from tests.mutants.mutant import Mutant
 
 ISOLATION, SAFETY = "projections/isolation.py", "tests/test_safety.py"
 BIT_FOR_BIT = f"{SAFETY} -k bit_for_bit"
+MOVES, LAYERS = "interop/moves.py", "tests/test_interop_layers.py"
 RATES, REPORTS = "introspection/rates.py", "introspection/reports.py"
 STATES, INTROSPECTION = "introspection/states.py", "tests/test_introspection.py"
 
@@ -55,5 +56,41 @@ READERS = {
         "jnp.where(rate > 0, rate, jnp.inf)",
         "rate",
         f"{INTROSPECTION} -k got_no_step",
+    ),
+    "gates of LSTM in another order": Mutant(
+        "interop/layers.py", '"lstm": "ifgo"', '"lstm": "igfo"', f"{LAYERS} -k lstm"
+    ),
+    "taps not reversed": Mutant(
+        MOVES,
+        "(*spatial, 0, 1), reversed_taps)",
+        "(*spatial, 0, 1))",
+        f"{LAYERS} -k transpose",
+    ),
+    "a kernel as torch has it": Mutant(
+        MOVES,
+        "return Move(source, leaf, source, (1, 0))",
+        "return Move(source, leaf, source, (0, 1))",
+        f"{LAYERS} -k linear",
+    ),
+    "the last place of twice the number": Mutant(
+        "interop/differences.py",
+        "np.ldexp(eps, exponent - 1)",
+        "np.ldexp(eps, exponent)",
+        "tests/test_interop_compare.py",
+    ),
+    "noise over signal": Mutant(
+        "advice/ratios.py",
+        "jnp.nanmean(1 / jnp.where(",
+        "jnp.nanmean(jnp.where(",
+        "neuron_optax/advice/ratios.py",
+    ),
+    "the most numbers that advice allows": Mutant(
+        "advice/suggestions.py",
+        "min(ways, key",
+        "max(ways, key",
+        "neuron_optax/advice/suggestions.py",
+    ),
+    "bands of other quantiles": Mutant(
+        "plot/training.py", '(0.25, 0.75, "', '(0.2, 0.8, "', "tests/test_plot.py"
     ),
 }
