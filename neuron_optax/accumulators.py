@@ -160,12 +160,12 @@ def maximum() -> Accumulator:
 def warmed_up(
     accumulator: Accumulator, steps: int | Array, start: float | Array
 ) -> Accumulator:
-    r"""Read a value that is given at first and what is remembered in the end.
+    r"""Read what moves, in the first steps, from a given value to what is remembered.
 
     .. math:: (1 - \omega_t)\, s + \omega_t\, a_t, \qquad \omega_t = \min(t/T, 1)
 
-    The first few statistics of a neuron say little; until then it has the rate of
-    :math:`s`, as all others have.
+    The first few statistics of a neuron say little. Steps are those of the run: a
+    neuron that is active late is not warmed up.
 
     Args:
       accumulator: :math:`a`, which remembers from the first step on.

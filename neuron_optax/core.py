@@ -99,8 +99,8 @@ def scale_per_neuron(
       was and its update is zero; the step counts, also in corrections for bias.
 
     Raises:
-      TypeError: at ``init``, for a leaf that is not floating or complex, or a statistic
-        that is not floating.
+      TypeError: for a part of another kind; at ``init``, for a leaf that is not
+        floating or complex, or a statistic that is not floating.
       ValueError: naming the leaf; at ``init``, if its axes do not exist, if the
         statistic does not keep fan-in axes at length 1, or if the kernel of a bias is
         masked away or has other neurons; at ``update``, if the updates do not fit the
@@ -124,6 +124,7 @@ def scale_per_neuron(
     """
     layout = as_layout(neurons)
     inner = optax.with_extra_args_support(direction or optax.identity())
+    _check_parts(statistic, accumulator, rate)
     if bias not in ("own", "kernel"):
         raise ValueError(f"bias must be 'own' or 'kernel', got {bias!r}")
 
@@ -196,6 +197,17 @@ def scale_per_neuron(
         return rebox(cast_like(scaled, plain), updates), cast_like(new, state)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _check_parts(statistic, accumulator, rate):
+    if not callable(statistic):
+        raise TypeError(f"statistic must be a function, got {statistic!r}")
+    if not isinstance(accumulator, Accumulator):
+        raise TypeError(
+            f"accumulator must be an Accumulator such as total(), got {accumulator!r}"
+        )
+    if not isinstance(rate, Rate):
+        raise TypeError(f"rate must be a Rate such as inverse_root(), got {rate!r}")
 
 
 def _measure(statistic, fan_in, path, update, param):

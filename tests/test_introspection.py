@@ -8,6 +8,8 @@ import pytest
 from flax import nnx
 from flax.serialization import to_state_dict
 from flax.training.train_state import TrainState
+from jax.sharding import AxisType, Mesh
+from jax.sharding import PartitionSpec as P
 
 import neuron_optax
 from neuron_optax import (
@@ -21,6 +23,7 @@ from neuron_optax import (
     unique_rows,
 )
 from neuron_optax.introspection import MEANING, learning_rates, report
+from neuron_optax.introspection.reports import STEP
 from tests.case import SCHEDULE as SWITCHED
 from tests.case import draw, gradients
 from tests.cases import CASES
@@ -69,6 +72,7 @@ STATES = {
         np.asarray, after(neuron_adagrad(RATE))
     ),
     "a checkpoint as dicts": lambda: to_state_dict(after(neuron_adagrad(RATE))),
+    "parts as dicts": lambda: to_state_dict(two_parts()),
     "a train state as dicts": lambda: to_state_dict(train_state()),
 }
 
@@ -119,6 +123,36 @@ def test_a_rate_that_is_injected_once_counts_for_all():
     assert_rates(learning_rates(after(optax.chain(scaled, step))))
 
 
+def test_a_rate_injected_for_another_part_does_not_count():
+    injected = optax.inject_hyperparams(optax.adam)
+    both = {True: injected(RATE), False: neuron_adagrad(RATE)}
+    with pytest.raises(ValueError, match="beside them, of which there are 0"):
+        learning_rates(after(optax.partition(both, FIRST)))
+
+
+def test_a_sweep_is_read_under_vmap():
+    sweep = optax.inject_hyperparams(neuron_adagrad)(RATE)
+    two = jax.vmap(lambda _: after(sweep))(jnp.arange(2))
+    with pytest.raises(ValueError, match=r"got the shape \(2,\): read .* under vmap"):
+        learning_rates(two)
+    found = jax.vmap(learning_rates)(two)
+    assert_rates(jax.tree.map(lambda of: of[1], found))
+
+
+def test_a_factor_that_is_missing_in_a_product_is_asked_for():
+    parts = neuron_optax.mean_square, neuron_optax.total(), neuron_optax.inverse_root()
+    silent = neuron_optax.scale_per_neuron(*parts, store_rate=False)
+    state = after(optax.chain(silent, neuron_adagrad(RATE)))
+    with pytest.raises(ValueError, match="first/bias has two factors"):
+        learning_rates(state, RATE)
+    layout = neuron_optax.FLAX.override(
+        {"second": neuron_optax.Neurons(blocks=((-1, 2),))}
+    )
+    blocks = neuron_optax.scale_per_neuron(*parts, neurons=layout)
+    with pytest.raises(ValueError, match="must have the same blocks"):
+        learning_rates(after(optax.chain(blocks, neuron_adagrad(RATE))), RATE)
+
+
 def test_two_rates_of_a_chain_are_multiplied():
     doubled = scale_by_layer({"": 2.0})
     found = learning_rates(after(optax.chain(doubled, neuron_adagrad(RATE))), RATE)
@@ -160,9 +194,11 @@ def test_rates_of_rows_are_made_of_what_is_remembered():
 def test_what_is_not_there_is_said():
     with pytest.raises(ValueError, match="no rates are in the state"):
         learning_rates(after(optax.adam(RATE)), RATE)
-    with pytest.raises(ValueError, match="learning_rate must be given, or injected"):
+    with pytest.raises(
+        ValueError, match="learning_rate must be given, or be a hyperparameter"
+    ):
         learning_rates(after(neuron_adagrad(RATE)))
-    with pytest.raises(ValueError, match="a name of strategies, got 'adagard'"):
+    with pytest.raises(ValueError, match=r"strategy must be one of .*, got 'adagard'"):
         report(after(neuron_adagrad(RATE)), RATE, strategy="adagard")
 
 
@@ -189,6 +225,32 @@ def test_a_report_counts_what_was_skipped_and_changed():
         assert of.skipped == 2 and of.changed == 2
     (of,) = (report(after(neuron_adagrad(RATE)), RATE).layers["first/bias"],)
     assert np.isnan(of.skipped) and np.isnan(of.changed) and np.isnan(of.at_bound)
+
+
+def test_counts_are_added_up_and_shown_without_rates():
+    twice = count_changes(optax.clip(1e9)), count_changes(optax.clip(0.5))
+    optimizer = isolate_nonfinite(optax.chain(*twice, optax.adam(RATE)))
+    grads = {"kernel": jnp.array([[0.1, 1.0, jnp.nan]])}
+    _, state = optimizer.update(grads, optimizer.init(grads))
+    found = report(state)
+    (of,) = found.layers.values()
+    assert of.skipped == 1 and of.changed == 1 and np.isnan(of.median)
+    assert str(found).splitlines()[1].split() == ["kernel", "3", *"------", "1", "1"]
+
+
+def test_a_report_holds_at_its_edges():
+    tight = after(neuron_adagrad(RATE, low=1.0, high=1.0))
+    assert report(tight, RATE, low=1.0, high=1.0).layers["first/bias"].at_bound == 1.0
+    slow = report(after(neuron_adagrad(SCHEDULE)), optax.constant_schedule(0.0))
+    np.testing.assert_allclose(slow.layers["first/bias"].decades, np.log10(2), 1e-5)
+    empty = {"kernel": jnp.ones((3, 0))}
+    state = neuron_adagrad(RATE).init(empty)
+    assert report(state, RATE).layers["kernel"].neurons == 0
+    wide = Mesh(jax.devices()[:2], "d", axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(wide):
+        sharded = jax.device_put(LOUD["second"]["kernel"], P(None, "d"))
+        state = neuron_adagrad(RATE).init(sharded)
+        assert report(state, RATE).layers[""].median == RATE
 
 
 def test_a_neuron_that_got_no_step_does_not_count_in_the_decades():
@@ -241,6 +303,7 @@ def test_what_other_rates_mean_is_said():
         assert f"Its rates: {MEANING[name]}." in said
     state = after(neuron_optax.nero(RATE))
     assert str(report(state, RATE)).endswith(MEANING[""])
+    assert str(report(state, RATE, strategy="adam_mini")).endswith(STEP)
     assert str(report(state, RATE, strategy="nero")).endswith(MEANING["nero"])
 
 

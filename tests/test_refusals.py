@@ -141,6 +141,26 @@ def test_a_layout_by_position_is_refused(require):
         require(neuron_optax.HAIKU)
 
 
+PARTS = {
+    "accumulator must be an Accumulator": (mean_square, neuron_optax.maximum, None),
+    "rate must be a Rate": (mean_square, latest(), neuron_optax.inverse_root),
+    "statistic must be a function": (0.1, latest(), inverse_root()),
+}
+
+
+@pytest.mark.parametrize("message", PARTS)
+def test_a_part_of_another_kind_is_refused_by_its_name(message):
+    with pytest.raises(TypeError, match=message):
+        inspect.unwrap(scale_per_neuron)(*PARTS[message])
+
+
+def test_fixed_rates_that_are_no_mapping_are_refused():
+    with pytest.raises(
+        TypeError, match=r"learning_rates must map patterns .* got 0\.1"
+    ):
+        inspect.unwrap(neuron_optax.scale_by_layer)(0.1)
+
+
 def test_a_model_that_is_not_filtered_is_refused_by_its_leaf():
     with pytest.raises(
         TypeError, match=r"activation: params must be.*is_inexact_array"

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType, Mesh, PartitionSpec
 
 import neuron_optax
 from neuron_optax import (
@@ -123,6 +124,8 @@ def test_state_that_is_not_of_neurons_is_refused_by_its_name():
     factored = isolate_nonfinite(optax.adafactor(0.1, min_dim_size_to_factor=2))
     with pytest.raises(ValueError, match="v_row/kernel has the shape"):
         factored.init(params)
+    with pytest.raises(ValueError, match="cannot tell which numbers of a"):
+        isolate_nonfinite(optax.sm3(0.1)).init(params)
 
 
 @pytest.mark.usefixtures("float64")
@@ -170,6 +173,25 @@ def test_neurons_of_blocks_skip_one_by_one():
     assert state.skipped["query"].tolist() == [[[0], [1]]]
     assert updates["query"][0].tolist() == [-1.0, -1.0, 0.0, 0.0]
     assert optax.tree.get(state, "trace")["query"][2].tolist() == [1.0, 1.0, 0.0, 0.0]
+
+
+def test_a_fan_in_may_be_cut_in_pieces():
+    mesh = Mesh(jax.devices()[:2], "d", axis_types=(AxisType.Explicit,))
+    optimizer = isolate_nonfinite(optax.adam(0.1))
+    grads = jnp.ones((4, 3)).at[3, 1].set(jnp.nan)
+    plain, _ = optimizer.update(grads, optimizer.init(grads))
+    with jax.set_mesh(mesh):
+        grads = jax.device_put(grads, PartitionSpec("d", None))
+        updates, _ = jax.jit(optimizer.update)(grads, optimizer.init(grads))
+    np.testing.assert_array_equal(updates, plain)
+    assert updates.sharding.spec == PartitionSpec("d", None)
+
+
+def test_a_leaf_without_fan_in_has_counts():
+    for optimizer in isolate_nonfinite(optax.adam(0.1)), count_changes(optax.clip(0.1)):
+        empty = {"kernel": jnp.ones((0, 3)), "none": None, "scalar": jnp.ones(())}
+        _, state = optimizer.update(empty, optimizer.init(empty))
+        assert state[0]["kernel"].tolist() == [[0, 0, 0]]
 
 
 def test_changes_are_counted_by_neuron():

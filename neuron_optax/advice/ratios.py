@@ -54,7 +54,8 @@ def snr(second_moment: Any, neurons: NeuronsLike = FLAX) -> SignalToNoise:
       \mathrm{SNR}_K(V) = E_{K'}\!\left[ (E_K V)^2 / \mathrm{Var}_K V \right]
 
     Left out of :math:`E_{K'}` are rows of zeros, never active, and of equal entries,
-    which would make it infinite whatever the others are. It is infinite if all active
+    which would make it infinite whatever the others are; nearly equal ones still lead
+    the mean, as they do in the paper. It is infinite if all active
     rows are of equal entries, not a number if none is active. Of the copies along stack
     axes, which have one rule, the least ratio counts.
 
@@ -129,10 +130,15 @@ def granularities(axes: Axes) -> dict[str, Neurons]:
 
 def _sources(tree: Any) -> list[Any]:
     """Return the Adam states and earlier results in a tree, or it if it holds none."""
-    is_source = lambda node: isinstance(node, optax.ScaleByAdamState | SignalToNoise)
+    fields = set(optax.ScaleByAdamState._fields)
+    restored = lambda node: isinstance(node, Mapping) and set(node) == fields
+    is_source = lambda node: (
+        restored(node) or isinstance(node, optax.ScaleByAdamState | SignalToNoise)
+    )
     nodes = jax.tree.leaves(tree, is_leaf=is_source)
     if sources := [node for node in nodes if is_source(node)]:
-        return sources
+        states = lambda of: optax.ScaleByAdamState(**of) if restored(of) else of
+        return [states(node) for node in sources]
     named = lambda node: isinstance(node, tuple) and type(node).__name__[-5:] == "State"
     nodes = jax.tree.leaves(tree, is_leaf=named)  # states of Optax are named so
     if states := sorted({type(node).__name__ for node in nodes if named(node)}):

@@ -4,9 +4,8 @@ A state restored from a checkpoint may be mappings with the names of its fields,
 those that were empty.
 """
 
-import functools
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -14,26 +13,46 @@ from neuron_optax.boxes import unbox
 from neuron_optax.trees import named_leaves
 
 
-def walk(node: Any, injected: Any = None) -> Iterator[tuple[Any, Any]]:
-    """Yield the nodes of a state, each with the learning rate injected around it."""
+class Place(NamedTuple):
+    """Where a node of a state stands.
+
+    Attributes:
+      injected: the learning rate that ``optax.inject_hyperparams`` has around it.
+      parts: labels of ``optax.partition`` that it is under.
+    """
+
+    injected: Any = None
+    parts: tuple[Any, ...] = ()
+
+
+NOWHERE = Place()
+
+
+def walk(node: Any, place: Place = NOWHERE) -> Iterator[tuple[Any, Place]]:
+    """Yield the nodes of a state and where they stand."""
     own = injected_rate(node)
-    injected = injected if own is None else own
-    yield node, injected
-    if not jax.tree_util.all_leaves([node]):
+    place = place if own is None else place._replace(injected=own)
+    yield node, place
+    labelled = _field(node, "inner_states")
+    if isinstance(labelled, Mapping):
+        for label, part in labelled.items():
+            yield from walk(part, place._replace(parts=(*place.parts, label)))
+    elif not jax.tree_util.all_leaves([node]):
         for child in jax.tree.leaves(node, is_leaf=lambda part: part is not node):
-            yield from walk(child, injected)
+            yield from walk(child, place)
 
 
 def injected_rate(node: Any) -> Any:
     """Return the learning rate that ``optax.inject_hyperparams`` keeps in a node."""
-    keeps = node.get if isinstance(node, Mapping) else functools.partial(_field, node)
-    hyperparams = keeps("hyperparams")
+    hyperparams = _field(node, "hyperparams")
     if isinstance(hyperparams, Mapping) and "learning_rate" in hyperparams:
         return jax.tree.leaves(hyperparams["learning_rate"])[0]
     return None
 
 
 def _field(node, name):
+    if isinstance(node, Mapping):
+        return node.get(name)
     return getattr(node, name, None) if hasattr(node, "_fields") else None
 
 
@@ -47,8 +66,9 @@ def as_state(kind: Any, node: Any) -> Any:
     return None
 
 
-def leaves_of(state: Any, kind: type, field: str) -> dict[str, Any]:
-    """Return the arrays of a field by the path of their parameter; the first counts."""
-    found = [as_state(kind, node) for node, _ in walk(state)]
-    trees = [unbox(getattr(of, field)) for of in found if of is not None]
-    return {path: leaf for tree in reversed(trees) for path, leaf in named_leaves(tree)}
+def leaves_of(state: Any, kind: Any, field: str) -> Iterator[tuple[str, Any]]:
+    """Yield the arrays of a field of all such states, by path of their parameter."""
+    for node, _ in walk(state):
+        of = as_state(kind, node)
+        if of is not None:
+            yield from named_leaves(unbox(getattr(of, field)))

@@ -18,6 +18,7 @@ from neuron_optax.axes import (
     MatrixAxes,
     Neurons,
     as_layout,
+    check_numbers,
     lend,
     map_axes,
     unview,
@@ -25,7 +26,7 @@ from neuron_optax.axes import (
 )
 from neuron_optax.boxes import box_numbers, rebox, unbox
 from neuron_optax.numerics import widen
-from neuron_optax.pieces import max_over
+from neuron_optax.pieces import sum_over
 from neuron_optax.statistics import sum_square
 from neuron_optax.trees import (
     cast_like,
@@ -83,7 +84,8 @@ def isolate_nonfinite(
     Its update is zero, weight decay and momentum included, and every number of the
     state that is its own (per neuron or per entry) stays as it was. What belongs to the
     layer or to all, such as the number of steps, moves on as if its gradient were zero.
-    Put it around all that has a state: around the optimizer.
+    Put it around the whole optimizer: around all that has a state, that looks at all
+    gradients at once (``clip_by_global_norm``) or adds them up (``MultiSteps``).
 
     Args:
       inner: the transformation. It sees zeros for a neuron whose gradient has a square
@@ -97,12 +99,14 @@ def isolate_nonfinite(
 
     Raises:
       ValueError: at ``init``, naming it, for a state of which it cannot be told what
-        belongs to a neuron (`apollo`, factored moments); as `scale_per_neuron`.
+        belongs to a neuron (`apollo`, factored moments, Optax's Muon, L-BFGS and SM3);
+        as `scale_per_neuron`.
 
     Note:
       It reads gradient and state once more than ``inner`` does. `scale_per_neuron`
-      skips such neurons of itself; beside that, this keeps momentum and Adam's moments,
-      spares the neuron its decay, and counts.
+      skips such neurons of itself, and so do `row_adagrad` and its kin, of which this
+      knows nothing; beside that, it keeps momentum and Adam's moments, spares the
+      neuron its decay, and counts.
 
     Example:
       >>> optimizer = isolate_nonfinite(optax.sgd(1.0, momentum=0.5))
@@ -136,6 +140,7 @@ def isolate_nonfinite(
         plain = unbox(updates)
         check_leaves(plain, unbox(state.skipped), unbox(params))
         axes = layout.resolve(plain)
+        check_numbers(axes, unbox(state.skipped), "the state")
         bad = unsound(axes, view(axes, plain))
         clean = rebox(_zeroed(axes, bad, plain), updates)
         moved, new = move(inner, clean, state.inner, params, extra_args)
@@ -177,7 +182,7 @@ def count_changes(
     def differs(axes, updates, moved):
         same = lambda u, m: (u == m) | (jnp.isnan(u) & jnp.isnan(m))
         return map_axes(
-            lambda of, u, m: max_over(jnp.where(same(u, m), 0, 1), of.reduced) > 0,
+            lambda of, u, m: sum_over(jnp.where(same(u, m), 0, 1), of.reduced) > 0,
             axes,
             updates,
             moved,
@@ -194,6 +199,7 @@ def count_changes(
         plain = unbox(updates)
         check_leaves(plain, unbox(state.changed), unbox(params))
         axes = layout.resolve(plain)
+        check_numbers(axes, unbox(state.changed), "the state")
         moved, new = move(inner, updates, state.inner, params, extra_args)
         now = differs(axes, view(axes, plain), view(axes, unbox(moved)))
         return moved, ChangeState(_increased(state.changed, now), new)
@@ -227,11 +233,12 @@ def _restored(inner, axes, bad, new, old):
 
 
 def _kept(of, skips, old, new):
-    if new.shape == of.shape:
-        skips = jnp.broadcast_to(skips, of.view).reshape(of.shape)
-    elif new.shape != of.numbers:
+    if new.shape == of.numbers:
+        return jnp.where(skips, old, new)
+    if new.shape != of.shape:
         return new  # of the layer
-    return jnp.where(skips, old, new)
+    old, new = (jnp.reshape(leaf, of.view) for leaf in (old, new))
+    return jnp.reshape(jnp.where(skips, old, new), of.shape)
 
 
 def _owners(inner, state, tree):
@@ -252,7 +259,13 @@ def _owners(inner, state, tree):
 
 def _require_separable(inner, state, axes, tree):
     """Refuse numbers of which it cannot be told whether they are a neuron's."""
-    owners = _owners(inner, state, tree)
+    try:
+        owners = _owners(inner, state, tree)
+    except (TypeError, ValueError) as error:  # JAX's own, of structures
+        kind = type(state).__name__
+        raise ValueError(
+            f"isolate_nonfinite cannot tell which numbers of a {kind} are of which leaf"
+        ) from error
     for own, (path, leaf) in zip(owners, named_leaves(unbox(state)), strict=True):
         shape = np.shape(leaf)
         if own is None:
@@ -264,7 +277,7 @@ def _require_separable(inner, state, axes, tree):
             raise ValueError(
                 f"{path} has the shape {shape}, of which cannot be told what belongs "
                 "to one neuron: isolate_nonfinite needs state per entry, per neuron or "
-                "per layer"
+                "per layer, and the neurons= of what it isolates"
             )
 
 

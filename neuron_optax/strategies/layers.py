@@ -45,7 +45,8 @@ def scale_by_layer(
       ValueError: at ``init``, listing the leaves that match no pattern and have no
         default, or the patterns that are the first to match no leaf although none is
         masked away.
-      TypeError: at ``init``, for a leaf that is not floating or complex.
+      TypeError: for rates that are no mapping; at ``init``, for a leaf that is not
+        floating or complex.
 
     Example:
       >>> optimizer = scale_by_layer({"head": 0.5}, default=0.25)
@@ -55,6 +56,11 @@ def scale_by_layer(
       ([0.25, 0.25], [0.5, 0.5])
     """
     inner = optax.with_extra_args_support(direction or optax.identity())
+    if not isinstance(learning_rates, Mapping):
+        raise TypeError(
+            "learning_rates must map patterns of paths to rates, such as "
+            f"{{'head': 0.1}}, got {learning_rates!r}"
+        )
     learning_rates = dict(learning_rates)
 
     def rates(tree, step):

@@ -175,7 +175,7 @@ def nero(
       A chain; its `NeuronState` holds :math:`v` with fan-in axes of length 1. A neuron
       without gradient so far has the factor 0, one of a fan-in of one is not projected,
       and one whose weights are all equal becomes zero.
-      Its rates: the step is the rate times the layer's first norm, then
+      Its rates: the step is the rate times gradient and the layer's first norm,
       projected.
 
     Raises:

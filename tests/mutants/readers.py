@@ -10,7 +10,10 @@ STATES, INTROSPECTION = "introspection/states.py", "tests/test_introspection.py"
 
 READERS = {
     "state of a neuron that skips moves on": Mutant(
-        ISOLATION, "jnp.where(skips, old, new)", "new", BIT_FOR_BIT
+        ISOLATION,
+        "jnp.reshape(jnp.where(skips, old, new), of.shape)",
+        "jnp.reshape(new, of.shape)",
+        BIT_FOR_BIT,
     ),
     "momentum moves a neuron that skips": Mutant(
         ISOLATION,
@@ -47,14 +50,20 @@ READERS = {
     ),
     "rates injected elsewhere": Mutant(
         STATES,
-        "injected = injected if own is None else own",
-        "injected = own",
+        "place = place if own is None else place._replace(injected=own)",
+        "place = place._replace(injected=own)",
         f"{INTROSPECTION} -k own_are_told_apart",
+    ),
+    "rates injected for another part": Mutant(
+        RATES,
+        "parts[: len(of)] == of",
+        "len(of) >= 0",
+        f"{INTROSPECTION} -k another_part",
     ),
     "decades of zeros": Mutant(
         REPORTS,
-        "jnp.where(rate > 0, rate, jnp.inf)",
-        "rate",
+        "jnp.where(factor > 0, factor, jnp.inf)",
+        "factor",
         f"{INTROSPECTION} -k got_no_step",
     ),
     "gates of LSTM in another order": Mutant(
