@@ -113,6 +113,8 @@ def test_parts_with_injected_rates_of_their_own_are_told_apart():
     found = learning_rates(after(optax.partition(both, FIRST)))
     double = jax.tree.map(lambda rate: 2 * rate, RATES["second"])
     assert_rates(found, {"first": RATES["first"], "second": double})
+    beside = optax.inject_hyperparams(optax.sgd)(3.0)
+    assert_rates(learning_rates(after(optax.chain(injected(RATE), beside))))
 
 
 def test_a_rate_that_is_injected_once_counts_for_all():
