@@ -121,17 +121,11 @@ def isolate_nonfinite(
     if bias not in ("own", "kernel"):
         raise ValueError(f"bias must be 'own' or 'kernel', got {bias!r}")
 
-    def unsound(axes, updates):
-        size = lambda of, u: sum_square(widen(u), None, of.reduced)
-        bad = jax.tree.map(lambda s: ~jnp.isfinite(s), map_axes(size, axes, updates))
-        both = lend(bad, axes) if bias == "kernel" else bad
-        return jax.tree.map(jnp.logical_or, bad, both)
-
     def init(params):
         plain = unbox(params)
         check_dtypes(plain)
         axes = layout.resolve(plain)
-        blank = jax.eval_shape(lambda p: unsound(axes, view(axes, p)), plain)
+        blank = jax.eval_shape(lambda p: _unsound(axes, view(axes, p), bias), plain)
         state = inner.init(params)
         _require_separable(inner, state, axes, plain)
         return IsolationState(_zeros(blank, axes, params), state)
@@ -141,7 +135,7 @@ def isolate_nonfinite(
         check_leaves(plain, unbox(state.skipped), unbox(params))
         axes = layout.resolve(plain)
         check_numbers(axes, unbox(state.skipped), "the state")
-        bad = unsound(axes, view(axes, plain))
+        bad = _unsound(axes, view(axes, plain), bias)
         clean = rebox(_zeroed(axes, bad, plain), updates)
         moved, new = move(inner, clean, state.inner, params, extra_args)
         new = _restored(inner, axes, bad, cast_like(new, state.inner), state.inner)
@@ -179,20 +173,11 @@ def count_changes(
     layout = as_layout(neurons)
     inner = optax.with_extra_args_support(inner)
 
-    def differs(axes, updates, moved):
-        same = lambda u, m: (u == m) | (jnp.isnan(u) & jnp.isnan(m))
-        return map_axes(
-            lambda of, u, m: sum_over(jnp.where(same(u, m), 0, 1), of.reduced) > 0,
-            axes,
-            updates,
-            moved,
-        )
-
     def init(params):
         plain = unbox(params)
         check_dtypes(plain)
         axes = layout.resolve(plain)
-        blank = jax.eval_shape(lambda p: differs(axes, *[view(axes, p)] * 2), plain)
+        blank = jax.eval_shape(lambda p: _differs(axes, *[view(axes, p)] * 2), plain)
         return ChangeState(_zeros(blank, axes, params), inner.init(params))
 
     def update(updates, state, params=None, **extra_args):
@@ -201,10 +186,25 @@ def count_changes(
         axes = layout.resolve(plain)
         check_numbers(axes, unbox(state.changed), "the state")
         moved, new = move(inner, updates, state.inner, params, extra_args)
-        now = differs(axes, view(axes, plain), view(axes, unbox(moved)))
+        now = _differs(axes, view(axes, plain), view(axes, unbox(moved)))
         return moved, ChangeState(_increased(state.changed, now), new)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _unsound(axes, updates, bias):
+    """Return which neurons have updates that are not finite, or their kernels have."""
+    size = lambda of, u: sum_square(widen(u), None, of.reduced)
+    bad = jax.tree.map(lambda s: ~jnp.isfinite(s), map_axes(size, axes, updates))
+    both = lend(bad, axes) if bias == "kernel" else bad
+    return jax.tree.map(jnp.logical_or, bad, both)
+
+
+def _differs(axes, updates, moved):
+    """Return of which neurons any entry is other than it was; NaN is not."""
+    same = lambda u, m: (u == m) | (jnp.isnan(u) & jnp.isnan(m))
+    other = lambda of, u, m: sum_over(jnp.where(same(u, m), 0, 1), of.reduced) > 0
+    return map_axes(other, axes, updates, moved)
 
 
 def _zeros(blank, axes, params):

@@ -64,7 +64,7 @@ READERS = {
         REPORTS,
         "jnp.where(factor > 0, factor, jnp.inf)",
         "factor",
-        f"{INTROSPECTION} -k got_no_step",
+        "tests/test_reports.py -k got_no_step",
     ),
     "gates of LSTM in another order": Mutant(
         "interop/layers.py", '"lstm": "ifgo"', '"lstm": "igfo"', f"{LAYERS} -k lstm"
