@@ -80,16 +80,18 @@ def run_jax(optimizer, params, state):
     return params, state
 
 
-def carried(theirs, module, ours):
+def carried(theirs, module, ours, **said):
     """Return params and state of a run of torch for an optimizer of ours."""
     params = params_from_torch(module, LIKE)
-    return params, state_from_torch(theirs, module, ours.init(params), params)
+    fresh = ours.init(params)
+    return params, state_from_torch(theirs, module, fresh, params, **said)
 
 
-def carried_back(make, params, state):
+def carried_back(make, params, state, **said):
     """Return a network and its optimizer that go on from a run of ours."""
     module = Network(seed=2)
     module.load_state_dict(params_to_torch(params, module), strict=True)
     optimizer = make(module.parameters())
-    optimizer.load_state_dict(state_to_torch(state, optimizer, module, params))
+    whole = state_to_torch(state, optimizer, module, params, **said)
+    optimizer.load_state_dict(whole)
     return module, optimizer

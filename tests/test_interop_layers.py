@@ -4,13 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen
 
 torch = pytest.importorskip("torch")
 eqx = pytest.importorskip("equinox")
 
 from neuron_optax.interop import params_from_torch, params_to_torch  # noqa: E402
-from tests.interop_models import CASES, SIZES  # noqa: E402
-from tests.interop_twins import drawn, forward, without_reset_bias  # noqa: E402
+from tests.interop_models import CASES, SIZES, Recurrent  # noqa: E402
+from tests.interop_twins import draw, drawn, forward, without_reset_bias  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("float64")
 TOLERANCE = 1e-12  # float64 on both sides: only the order of summation differs
@@ -42,6 +43,37 @@ def test_a_layer_computes_what_it_does_in_torch_and_goes_back(name, size):
         returned(module, back, exactly=name not in MERGED)
         module.load_state_dict(back, strict=True)
         np.testing.assert_allclose(forward(module, case.inputs), expected, rtol=1e-12)
+
+
+class Bidirectional(linen.Module):
+    """Two layers of LSTM, each in both directions."""
+
+    @linen.compact
+    def __call__(self, x):
+        """Return the outputs of (batch, time, inputs)."""
+        for layer in ("l0", "l1"):
+            names = layer, f"{layer}_reverse"
+            cells = [linen.LSTMCell(3, param_dtype=jnp.float64, name=n) for n in names]
+            start = [jnp.zeros((len(x), 3), jnp.float64)] * 2
+            ways = [linen.RNN(c, reverse=n, keep_order=n) for n, c in enumerate(cells)]
+            sides = [way(x, initial_carry=tuple(start)) for way in ways]
+            x = jnp.concatenate(sides, -1)
+        return x
+
+
+@pytest.mark.slow
+def test_a_deep_lstm_in_both_directions_computes_what_it_does_in_torch():
+    rnn = torch.nn.LSTM(2, 3, num_layers=2, bidirectional=True, batch_first=True)
+    module, x = drawn(Recurrent(rnn)), draw(4, 5, 2)
+    like = jax.eval_shape(Bidirectional().init, jax.random.key(0), x)
+    params = params_from_torch(module, like, {"rnn": ""})
+    expected = forward(module, [x])
+    actual = Bidirectional().apply(params, x)
+    np.testing.assert_allclose(actual, expected, TOLERANCE, TOLERANCE)
+    swap = {n: n.removesuffix("_reverse") for n in params["params"]}
+    swapped = {n: params["params"][o] for n, o in swap.items()}
+    other = Bidirectional().apply({"params": swapped}, x)
+    assert not np.allclose(other, expected, rtol=1e-3)
 
 
 def returned(module, back, exactly):

@@ -128,14 +128,100 @@ def test_names_of_a_module_apply_to_what_is_in_it():
 
 def test_a_linear_layer_fills_kernels_with_several_axes():
     module = drawn(torch.nn.Linear(6, 20))
-    like = {"kernel": shape(2, 3, 4, 5), "bias": shape(4, 5)}
-    params = params_from_torch(module, like)
+    like = {"out": {"kernel": shape(2, 3, 4, 5), "bias": shape(4, 5)}}
+    params = params_from_torch(module, like, {"": "out"})["out"]
     x = np.random.default_rng(0).standard_normal((7, 2, 3))
     actual = jnp.einsum("bij,ijkl->bkl", x, params["kernel"]) + params["bias"][None]
     expected = forward(module, [x.reshape(7, 6)]).reshape(7, 4, 5)
     np.testing.assert_allclose(actual, expected, TOLERANCE, TOLERANCE)
+    like["out"]["kernel"] = shape(4, 5, 2, 3)
     with pytest.raises(ValueError, match=r"weight of shape \(20, 6\) fits a leaf of"):
-        params_from_torch(module, like | {"kernel": shape(4, 5, 2, 3)})
+        params_from_torch(module, like, {"": "out"})
+    for one in ((6, 4, 5), (1, 6, 4, 5)):
+        params_from_torch(module, {"kernel": shape(*one), "bias": shape(4, 5)})
+    square, said = torch.nn.Linear(6, 6, bias=False), r"6 inputs on .*\(H, W, C\)"
+    for layer, several in ((module, (2, 3, 4, 5)), (square, (2, 3, 6))):
+        with pytest.raises(ValueError, match=said):
+            params_from_torch(layer, {"kernel": shape(*several), "bias": shape(4, 5)})
+
+
+class Flattened(linen.Module):
+    """A convolution, flattened as it comes or as torch has it, and a linear layer."""
+
+    channels_first: bool
+
+    @linen.compact
+    def __call__(self, x):
+        """Return the outputs of images (N, H, W, C)."""
+        said = {"param_dtype": jnp.float64}
+        x = linen.Conv(2, (2, 2), padding="VALID", name="0", **said)(x)
+        x = x.transpose(0, 3, 1, 2) if self.channels_first else x
+        return linen.Dense(3, name="2", **said)(x.reshape(len(x), -1))
+
+
+def test_what_follows_a_flattened_convolution_needs_its_channels_first():
+    layers = torch.nn.Conv2d(1, 2, 2), torch.nn.Flatten(), torch.nn.Linear(12, 3)
+    module, x = drawn(torch.nn.Sequential(*layers)), np.arange(24.0).reshape(2, 1, 3, 4)
+    expected, images = forward(module, [x]), np.moveaxis(x, 1, -1)
+    like = jax.eval_shape(Flattened(True).init, jax.random.key(0), images)
+    params = params_from_torch(module, like)
+    actual = Flattened(True).apply(params, images)
+    np.testing.assert_allclose(actual, expected, TOLERANCE, TOLERANCE)
+    assert not np.allclose(Flattened(False).apply(params, images), expected, 1e-3)
+
+
+LINEAR = {"kernel": shape(3, 2), "bias": shape(2)}
+
+
+class Masked(torch.nn.Module):
+    """A layer and a mask that JAX makes anew."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(3, 2)
+        self.register_buffer("mask", torch.ones(2, 2).tril())
+
+
+def test_a_tensor_that_jax_has_none_for_is_said_and_stays():
+    module, like = drawn(Masked()), {"linear": LINEAR}
+    with pytest.raises(ValueError, match=r"mask \(not known\).*by its own name.*None"):
+        params_from_torch(module, like)
+    for names in ({"mask": ""}, {"mask": "mask"}):
+        with pytest.raises(ValueError, match=rf"mask \(for '{names['mask']}'\)"):
+            params_from_torch(module, like, names)
+    with pytest.raises(ValueError, match="'linear' is none of"):
+        params_from_torch(module, like, {"linear": None})
+    params = params_from_torch(module, like, {"mask": None})
+    other = drawn(Masked())
+    other.mask += 1
+    back = params_to_torch(params, other, {"mask": None})
+    torch.testing.assert_close(back, dict(module.state_dict(), mask=other.mask))
+
+
+def test_a_tied_tensor_that_is_left_out_stays_tied():
+    module = drawn(torch.nn.Sequential(*[torch.nn.Linear(2, 2, False)] * 2))
+    params = {"0": {"kernel": jnp.ones((2, 2))}}
+    back = params_to_torch(params, module, {"1.weight": None})
+    assert torch.equal(back["1.weight"], torch.ones(2, 2).double())
+
+
+def test_a_parameter_that_is_a_whole_tree_has_no_path():
+    module = torch.nn.ParameterDict({"x": torch.arange(3.0)})
+    leaf = params_from_torch(module, shape(3), {"x": ""})
+    np.testing.assert_array_equal(leaf, [0, 1, 2])
+    assert params_to_torch(leaf + 1, module, {"x": ""})["x"].tolist() == [1, 2, 3]
+
+
+def test_tied_weights_that_are_not_numbers_are_equal():
+    layer = drawn(torch.nn.Linear(2, 2, False))
+    layer.weight.data[0] = torch.nan
+    module = torch.nn.Sequential(layer, torch.nn.Tanh(), layer)
+    like = {name: {"kernel": shape(2, 2)} for name in "02"}
+    params = params_from_torch(module, like)
+    assert params_to_torch(params, module)["2.weight"].isnan().any()
+    params["2"]["kernel"] += 1
+    with pytest.raises(ValueError, match=r"2.weight is 0.weight in torch, but"):
+        params_to_torch(params, module)
 
 
 def test_layers_of_a_recurrent_network_are_cells_of_their_own():
@@ -186,87 +272,6 @@ def test_what_torch_does_in_place_is_not_seen_in_jax_nor_the_other_way():
     for tensor in [*module.state_dict().values(), *back.values()]:
         tensor.zero_()
     jax.tree.map(np.testing.assert_array_equal, params, was)
-
-
-LINEAR = {"kernel": shape(3, 2), "bias": shape(2)}
-CONV = {"kernel": shape(3, 2, 2), "bias": shape(2)}
-HEADS = {n: {"kernel": shape(4, 4, 1)} for n in ("query", "key", "value")}
-HEADS["out"] = {"kernel": shape(4, 1, 4)}
-GRU = {"dense_i": {"kernel": shape(3, 6), "bias": shape(6)}}
-GRU["dense_h"] = {"kernel": shape(2, 6)}
-CELL = {"weight_ih": shape(8, 3), "weight_hh": shape(8, 2)}
-REFUSED = {
-    "left in torch": (
-        torch.nn.Linear(3, 2),
-        {"kernel": shape(3, 2)},
-        r"torch tensors without a leaf: \[\"bias \(for 'bias'\)\"\]",
-    ),
-    "left in JAX": (
-        torch.nn.Linear(3, 2, bias=False),
-        LINEAR,
-        r"leaves without a torch tensor: \['bias'\]",
-    ),
-    "shape": (
-        torch.nn.Linear(2, 3),
-        {"kernel": shape(3, 2), "bias": shape(3)},
-        r"kernel: weight of shape \(3, 2\) fits a leaf of shape \(2, 3\), got \(3, 2\)",
-    ),
-    "own parameter": (Model(), LINEAR, r"place \(not known\)"),
-    "convolution": (torch.nn.Conv1d(2, 2, 3).state_dict(), CONV, "give the module"),
-    "attention": (
-        torch.nn.MultiheadAttention(4, 2, bias=False).state_dict(),
-        HEADS,
-        "how many heads attention has: give the module",
-    ),
-    "heads": (
-        torch.nn.MultiheadAttention(4, 2, bias=False),
-        HEADS,
-        "in_proj_weight for query/kernel: torch has 2 heads, the leaf .* 4",
-    ),
-    "square": (
-        torch.nn.ConvTranspose1d(2, 2, 3),
-        CONV,
-        "say transpose_kernel=False or",
-    ),
-    "reset bias": (
-        torch.nn.GRUCell(3, 2),
-        GRU,
-        "bias_hh: there is no leaf for its part",
-    ),
-    "projected": (
-        torch.nn.LSTM(3, 2, bias=False, proj_size=1),
-        {"l0": CELL | {"weight_hh": shape(8, 1)}},
-        r"weight_hr_l0 \(not known\)",
-    ),
-    "no biases": (
-        torch.nn.LSTMCell(3, 2, bias=False),
-        CELL | {"bias": shape(8)},
-        "bias",
-    ),
-    "statistics": (torch.nn.BatchNorm1d(2), {"scale": shape(2)}, "running_mean"),
-}
-
-
-@pytest.mark.parametrize(("module", "like", "said"), REFUSED.values(), ids=REFUSED)
-def test_what_is_left_or_open_is_refused_by_name(module, like, said):
-    with pytest.raises(ValueError, match=said):
-        params_from_torch(module, like)
-
-
-def test_what_is_no_module_is_refused():
-    with pytest.raises(TypeError, match=r"Module or its state_dict, got dict"):
-        params_from_torch({"weight": np.ones((2, 3))}, LINEAR)
-
-
-def test_averages_that_equinox_still_corrects_do_not_go_back():
-    norm = torch.nn.BatchNorm1d(2)
-    for mode, said in (("ema", "not seen a batch"), ("batch", "after 0 batches")):
-        pair = eqx.nn.make_with_state(eqx.nn.BatchNorm)(2, "batch", mode=mode)
-        with pytest.raises(ValueError, match=f"mean: averages that .*{said}"):
-            params_to_torch(pair, norm)
-        params_to_torch(
-            params_from_torch(torch.nn.BatchNorm1d(2), pair), torch.nn.BatchNorm1d(2)
-        )
 
 
 def test_an_equinox_model_keeps_what_is_no_array():

@@ -15,6 +15,7 @@ from neuron_optax.interop.moves import (
     Shape,
     as_is,
     convolution,
+    dense,
     linear,
     transposed,
     transposed_rows,
@@ -34,6 +35,7 @@ class Layer(NamedTuple):
       shapes: of its tensors.
       groups: of a transposed convolution.
       heads: of attention.
+      path: of what is above its leaves.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Layer(NamedTuple):
     shapes: Mapping[str, Shape]
     groups: int = 1
     heads: int = 0
+    path: str = ""
 
     def full(self, tensor: str) -> str:
         """Return the name in the ``state_dict``."""
@@ -53,12 +56,12 @@ class Wanted(NamedTuple):
     """A leaf that tensors of a layer are looked for in.
 
     Attributes:
-      leaf: path below the layer; ``""`` if there is none and the pieces must be zero.
+      leaf: path below the layer; ``None`` if there is none and the pieces must be zero.
       pieces: as of `Link`, with the layer's names.
       move: from the shapes of pieces and leaf to a `Move`.
     """
 
-    leaf: str
+    leaf: str | None
     pieces: Pieces
     move: Callable[[Shape, Shape], Move]
 
@@ -87,12 +90,16 @@ def is_equinox(leaves: Mapping[str, Shape]) -> bool:
 def _named(
     layer: Layer, leaves: Mapping[str, Shape], transpose_kernel: bool | None
 ) -> Iterator[Wanted]:
-    """Yield the leaves of a layer that has one for each tensor."""
-    equinox = is_equinox(leaves)
+    """Yield the leaves of a layer that has one for each tensor.
+
+    In Flax ``out`` is the name of attention's last layer, whose inputs have two axes.
+    """
+    equinox, of_attention = is_equinox(leaves), layer.path.rpartition("/")[2] == "out"
+    said = {"transpose_kernel": transpose_kernel, "groups": layer.groups}
     moves = {
-        "linear": linear,
+        "linear": linear if of_attention else dense,
         "convolution": convolution,
-        "transposed": functools.partial(transposed, transpose_kernel=transpose_kernel),
+        "transposed": functools.partial(transposed, **said),
     }
     if equinox:
         rows = functools.partial(transposed_rows, groups=layer.groups)
@@ -180,7 +187,7 @@ def _all_gates(layer: Layer, leaves: Mapping[str, Shape]) -> Iterator[Wanted]:
     first, last = slice(0, summed), slice(summed, summed // 2 * 3)
     pieces = _both(first), (("bias_ih", last),)
     yield Wanted("bias" if equinox else "dense_i/bias", pieces, as_is)
-    yield Wanted("bias_n" if equinox else "", ((("bias_hh", last),),), as_is)
+    yield Wanted("bias_n" if equinox else None, ((("bias_hh", last),),), as_is)
 
 
 def _matrix(

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from neuron_optax.boxes import rebox, unbox
 from neuron_optax.trees import map_named, named_leaves
 
-COLLECTIONS = {"params", "batch_stats"}
+COLLECTIONS = ("params", "batch_stats")
 COUNTED = 2**30  # steps after which Equinox no longer corrects its averages for bias
 
 
@@ -22,8 +22,8 @@ def named_arrays(tree: Any) -> dict[str, Any]:
     """Return the arrays of a tree, abstract ones too, by path.
 
     Raises:
-      ValueError: for two leaves of one path, or a state of Equinox that is not of
-        batch normalisation.
+      ValueError: for two leaves of one path, a collection of linen that torch has not,
+        or a state of Equinox that is not of batch normalisation.
     """
     if _is_pair(tree):
         model, state = tree
@@ -33,9 +33,11 @@ def named_arrays(tree: Any) -> dict[str, Any]:
             for name, leaf in zip(("mean", "var"), state.get(index), strict=True)
         }
         return named_arrays(model) | averages
-    arrays = {}
+    arrays, collections = {}, _has_collections(tree)
     for path, leaf in named_leaves(unbox(tree)):
         if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
+            if collections and path.partition("/")[0] not in COLLECTIONS:
+                raise ValueError(f"{path}: collections must be among {COLLECTIONS}")
             name = _short(tree, path)
             if name in arrays:
                 raise ValueError(f"{name}: two leaves have this path")
@@ -44,16 +46,34 @@ def named_arrays(tree: Any) -> dict[str, Any]:
 
 
 def with_arrays(tree: Any, arrays: Mapping[str, Any]) -> Any:
-    """Return a tree with other arrays, cast to its dtypes."""
+    """Return a tree with other arrays, cast to its dtypes.
+
+    Raises:
+      ValueError: naming the leaf of integers that floats are for.
+    """
     if _is_pair(tree):
         model, state = tree
         return with_arrays(model, arrays), _with_averages(model, state, arrays)
 
     def replaced(path, leaf):
         new = arrays.get(_short(tree, path)) if hasattr(leaf, "shape") else None
-        return leaf if new is None else jnp.asarray(new, leaf.dtype)
+        if new is None:
+            return leaf
+        check_kinds(path, new.dtype, leaf.dtype)
+        return jnp.asarray(new, leaf.dtype)
 
     return rebox(map_named(replaced, unbox(tree)), tree)
+
+
+def check_kinds(name: str, came: Any, wanted: Any) -> None:
+    """Refuse floats for an array of integers.
+
+    Raises:
+      ValueError: naming the array.
+    """
+    inexact = lambda dtype: jnp.issubdtype(dtype, jnp.inexact)
+    if inexact(came) and not inexact(wanted):
+        raise ValueError(f"{name}: {came} does not go into {wanted}")
 
 
 def check_averages(tree: Any) -> None:
@@ -77,9 +97,13 @@ def check_averages(tree: Any) -> None:
 
 def _short(tree: Any, path: str) -> str:
     """Return a path without the collection, if the tree is one of collections."""
-    if isinstance(tree, Mapping) and tree and set(tree) <= COLLECTIONS:
-        return path.partition("/")[2]
-    return path
+    return path.partition("/")[2] if _has_collections(tree) else path
+
+
+def _has_collections(tree: Any) -> bool:
+    if not isinstance(tree, Mapping) or not tree:
+        return False
+    return isinstance(tree.get("params"), Mapping) or set(tree) <= set(COLLECTIONS)
 
 
 def _is_pair(tree: Any) -> bool:

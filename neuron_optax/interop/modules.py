@@ -24,6 +24,7 @@ KINDS = (
     ("gru", nn.GRU | nn.GRUCell),
 )
 RECURRENT = {3: "gru", 4: "lstm"}  # by how many rows a unit has
+UNLIKE = {"attention": "add_zero_attn", "embedding": "max_norm"}  # no one else's
 COUNT = "num_batches_tracked"  # of a normalisation; JAX has none
 
 
@@ -74,7 +75,8 @@ def layers_of(source: Source, names: Iterable[str]) -> list[Layer]:
     """Return the layers that the tensors ``names`` belong to.
 
     Raises:
-      ValueError: naming the layer, where a ``state_dict`` does not tell its kind.
+      ValueError: naming the layer, where a ``state_dict`` does not tell its kind, or
+        an option that only torch has.
     """
     tensors = tensors_of(source)
     module = source if isinstance(source, nn.Module) else None
@@ -88,6 +90,11 @@ def layers_of(source: Source, names: Iterable[str]) -> list[Layer]:
             kind = _guess(owner, shapes)
         else:
             kind = next((kind for kind, of in KINDS if isinstance(found, of)), "")
+        option = UNLIKE.get(kind, "")
+        if getattr(found, option, None) not in (None, False):
+            raise ValueError(
+                f"{owner or kind}: neither Flax nor Equinox has torch's {option}"
+            )
         groups, heads = getattr(found, "groups", 1), getattr(found, "num_heads", 0)
         layer = Layer(owner, kind, prefix, "", shapes, groups, heads)
         layers += _cells(layer) if kind in RECURRENT.values() else [layer]

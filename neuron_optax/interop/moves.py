@@ -100,6 +100,23 @@ def linear(source: Shape, leaf: Shape) -> Move:
     return Move(source, (columns, rows), source, (1, 0))
 
 
+def dense(source: Shape, leaf: Shape) -> Move:
+    """Do as `linear` with inputs of one axis.
+
+    Raises:
+      ValueError: for several, which torch may have had in another order.
+    """
+    move, columns = linear(source, leaf), source[1]
+    first = next((length for length in leaf if length != 1), 1)
+    if move.target == leaf and columns not in (1, first):
+        raise ValueError(
+            f"a leaf of shape {leaf} has its {columns} inputs on several axes, and "
+            "torch's may be flattened from another order, (C, H, W) where Flax has "
+            f"(H, W, C): give a leaf of shape {source[::-1]} and reshape it"
+        )
+    return move
+
+
 def convolution(source: Shape, leaf: Shape) -> Move:
     """Turn (out, in, *taps) to (*taps, in, out)."""
     outputs, inputs, *taps = source
@@ -107,14 +124,19 @@ def convolution(source: Shape, leaf: Shape) -> Move:
     return Move(source, (*taps, inputs, outputs), source, order)
 
 
-def transposed(source: Shape, leaf: Shape, transpose_kernel: bool | None) -> Move:
+def transposed(
+    source: Shape, leaf: Shape, transpose_kernel: bool | None, groups: int
+) -> Move:
     """Turn (in, out, *taps) to (*taps, in, out) and reverse the taps.
 
     A ``transpose_kernel`` of Flax is (*taps, out, in), and Flax reverses its taps.
 
     Raises:
-      ValueError: where neither shape nor ``transpose_kernel`` says which it is.
+      ValueError: for groups, and where neither shape nor ``transpose_kernel`` says
+        which it is.
     """
+    if groups > 1:
+        raise ValueError(f"torch has {groups} groups, Flax's ConvTranspose has none")
     inputs, outputs, *taps = source
     if inputs == outputs and transpose_kernel is None:
         raise ValueError(

@@ -6,9 +6,14 @@ import jax
 import numpy as np
 import torch
 
-from neuron_optax.interop.leaves import check_averages, named_arrays, with_arrays
+from neuron_optax.interop.leaves import (
+    check_averages,
+    check_kinds,
+    named_arrays,
+    with_arrays,
+)
+from neuron_optax.interop.links import Names, find_links
 from neuron_optax.interop.modules import Source, tensors_of, to_array, to_tensor
-from neuron_optax.interop.plans import Names, plan
 
 
 def params_from_torch(
@@ -37,7 +42,9 @@ def params_from_torch(
         (``"encoder.0"``) or of a module around it; by default the same names, '/' for
         '.'. Collections of linen are no part of a path. Cells of ``lstm`` are
         ``lstm.l0``, ``lstm.l0_reverse``, ``lstm.l1`` ... A parameter that is of no
-        layer above keeps its axes, if its own name is among ``names``.
+        layer above keeps its axes, if its own name is among ``names``. ``None`` for the
+        name of a tensor: JAX has none for it (a causal mask, ``inv_freq``), and
+        `params_to_torch` keeps that of torch.
       transpose_kernel: of the ``ConvTranspose`` of Flax; needed where a kernel has as
         many inputs as outputs.
 
@@ -46,18 +53,29 @@ def params_from_torch(
 
     Raises:
       TypeError: if ``module`` is neither module nor ``state_dict``.
-      ValueError: naming tensors and leaves that are left, shapes that do not fit, and
-        what a ``state_dict`` or a square kernel leaves open.
+      ValueError: naming tensors and leaves that are left, shapes that do not fit,
+        options that only torch has (``add_zero_attn``, ``max_norm``), leaves of
+        integers that floats are for, and what a ``state_dict``, a square kernel or a
+        kernel with inputs on several axes leaves open; but a layer named ``out`` is
+        taken for attention's, of which the inputs are (heads, dim).
 
     Note:
+      A layer after a flattened convolution has its inputs in the order (C, H, W) in
+      torch and (H, W, C) in Flax; their shapes are the same. In Flax, transpose the
+      activations to (N, C, H, W) before they are flattened:
+      ``x.transpose(0, 3, 1, 2).reshape(len(x), -1)``.
+
       LSTM and GRU have two biases in torch and one where they are summed: the leaf is
       the sum. A unit of ``nnx.GRUCell`` has no bias within its reset gate: torch's must
       be zero. Paddings, strides, heads of Equinox's attention and ``eps`` are the
-      model's: that of Flax's norms is 1e-6, torch's 1e-5. In training, torch's averages
-      are of the unbiased variance of batches, those of Flax and Equinox of the biased
-      one. Flax has them in float32 whatever its ``param_dtype``: with float64 in
-      ``like`` they keep their digits. Tensors that are tied in torch need one leaf; two
-      get the same values and part in training.
+      model's: that of Flax's norms is 1e-6, torch's 1e-5; so are the groups of
+      ``GroupNorm`` and the momentum of ``BatchNorm``, which in Flax is 1 - torch's.
+      The softmax of ``nnx.MultiHeadAttention`` is in float32 whatever its dtype: it
+      agrees to 1e-7 only. In training, torch's averages are of the unbiased variance of
+      batches, those of Flax and Equinox of the biased one. Flax has them in float32
+      whatever its ``param_dtype``: with float64 in ``like`` they keep their digits.
+      Tensors that are tied in torch need one leaf; two get the same values and part in
+      training.
 
     Example:
       >>> from jax import ShapeDtypeStruct
@@ -70,7 +88,7 @@ def params_from_torch(
       True
     """
     tensors, leaves = tensors_of(module), named_arrays(like)
-    found = plan(module, tensors, leaves, names, transpose_kernel)
+    found = find_links(module, tensors, leaves, names, transpose_kernel)
     arrays = {name: to_array(tensor) for name, tensor in tensors.items()}
     for name, rows in found.zeros:
         if np.any(arrays[name][rows]):
@@ -118,17 +136,19 @@ def params_to_torch(
     """
     tensors, leaves = tensors_of(module), named_arrays(params)
     check_averages(params)
-    found = plan(module, tensors, leaves, names, transpose_kernel)
-    arrays = {name: np.zeros_like(to_array(t)) for name, t in tensors.items()}
+    found = find_links(module, tensors, leaves, names, transpose_kernel)
+    linked = {name for link in found.links for name in link.names}
+    arrays = {name: np.zeros_like(to_array(tensors[name])) for name in linked}
     for link in found.links:
         if isinstance(leaves[link.path], jax.ShapeDtypeStruct):
             raise ValueError(f"{link.path}: params must be arrays, this is their shape")
-        link.scatter(np.asarray(leaves[link.path]), arrays)
-    linked = {name for link in found.links for name in link.names}
+        leaf = np.asarray(leaves[link.path])
+        check_kinds(link.path, leaf.dtype, arrays[link.names[0]].dtype)
+        link.scatter(leaf, arrays)
     for name, other in found.tied.items():
         if name not in linked:
             arrays[name] = arrays[other]
-        elif not np.array_equal(arrays[name], arrays[other]):
+        elif not np.array_equal(arrays[name], arrays[other], equal_nan=True):
             raise ValueError(f"{name} is {other} in torch, but their leaves differ")
     whole = module.state_dict() if isinstance(module, torch.nn.Module) else module
     return {

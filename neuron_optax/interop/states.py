@@ -9,10 +9,10 @@ import torch
 
 from neuron_optax.boxes import rebox, unbox
 from neuron_optax.interop.leaves import named_arrays, with_arrays
+from neuron_optax.interop.links import Names, find_links
 from neuron_optax.interop.modules import tied_to
 from neuron_optax.interop.moves import Link
 from neuron_optax.interop.optimizers import TOTAL, Entry, entries_of, reduced
-from neuron_optax.interop.plans import Names, plan
 from neuron_optax.interop.walks import MEMORY, SECOND, STEP, walk
 
 
@@ -24,6 +24,7 @@ def state_from_torch(
     names: Names | None = None,
     *,
     transpose_kernel: bool | None = None,
+    keep_memory: bool = False,
 ) -> Any:
     """Return the state of a torch optimizer as one of Optax or of this library.
 
@@ -33,9 +34,9 @@ def state_from_torch(
     ===================== =====================================================
     torch                 JAX
     ===================== =====================================================
-    ``Adam``, ``AdamW``   ``optax.adam``, ``adamw`` and what is built on them:
-                          `layerwise`, `weight_norm_adam` ...; `adam_mini` under
-                          ``PER_ENTRY``
+    ``Adam``, ``AdamW``   ``optax.adam``, ``adamw`` and what is built on them, such
+                          as `layerwise`; `weight_norm_adam` and `neuron_lamb` with
+                          ``keep_memory``; `adam_mini` under ``PER_ENTRY``
     ``Adagrad``           `neuron_adagrad` under ``PER_ENTRY``
     ``RMSprop``           `neuron_rmsprop` under ``PER_ENTRY``; ``optax.rmsprop``
                           with ``eps_in_sqrt=False``
@@ -45,28 +46,41 @@ def state_from_torch(
     Args:
       optimizer: of torch.
       module: whose parameters it has.
-      like: state to fill, ``init(params)`` of the optimizer of JAX.
+      like: state to fill, ``init(params)`` of the optimizer of JAX; of what holds one,
+        ``.opt_state`` (``TrainState``, ``nnx.Optimizer``) or ``.inner_opt_state`` (that
+        of ``optax.MultiSteps``).
       params: the tree given to ``init``, without statistics; may be abstract.
       names: as of `params_from_torch`.
       transpose_kernel: as of `params_from_torch`.
+      keep_memory: leave what a `NeuronState` remembers beside Optax's own moments as it
+        is in ``like``. That is right where every step measures it anew, as
+        `weight_norm_adam` and `neuron_lamb` do; `frequency_adam` would count from zero.
 
     Returns:
       A state like ``like``. The factors last applied (``rate``), which no update reads,
-      are those of ``like``. So is what a `NeuronState` remembers beside Optax's own
-      moments: the norms that `weight_norm_adam` saw last, for example.
+      are those of ``like``.
 
     Raises:
       TypeError: for another optimizer of torch.
       ValueError: as `params_from_torch`; naming what does not carry over: options
         (``amsgrad``, ``centered``, ``lr_decay``, ``maximize``, ``momentum``), steps
-        that differ between parameters, merged biases of LSTM and GRU, parameters
-        without a state on either side, moments of other neurons.
+        that differ between parameters, merged biases of LSTM and GRU, parameters with a
+        state on one side only, moments of other neurons, and states that torch has
+        nothing like.
 
     Note:
-      Learning rates, decays and epsilons are the caller's to repeat. A `NeuronState`
-      does not tell what it remembers: AdaGrad's sum of squares goes into that of
-      `neuron_rmsprop`, which is a mean, too, if so asked. Blocks of neurons that have
-      no axis of their own (``Neurons.blocks``) are refused.
+      Learning rates, decays and epsilons are the caller's to repeat. Blocks of neurons
+      that have no axis of their own (``Neurons.blocks``) are refused.
+
+      A state does not tell its whole formula. Of the optimizers here and in Optax that
+      have the structure wanted, these go on with the same moments: after Adam
+      `adam_mini` and `slim_adam` (``PER_ENTRY``), ``adam``, ``adamw``, ``lamb``,
+      ``nadam``, ``nadamw``, ``radam``; after Adagrad `neuron_adagrad` and
+      `rowwise_adagrad`, after RMSprop `neuron_rmsprop` (``PER_ENTRY``), ``rmsprop``.
+      These are not told apart from them, but their numbers mean something else: after
+      Adam `subset_norm_adam`, ``adamax``, ``adamaxw``, ``yogi``, ``adopt``; after
+      Adagrad `neuron_rmsprop`, `frequency_sgd`; after RMSprop `neuron_adagrad`,
+      `rowwise_adagrad`, `frequency_sgd`.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -82,8 +96,10 @@ def state_from_torch(
     """
     entries = entries_of(optimizer, module)
     links = _links(module, params, names, transpose_kernel)
+    _, found = _found(like, entries, keep_memory)
+    entries = _trained(entries, found, links)
     step = _step(entries)
-    _check(_found(like, entries)[1], links, entries)
+    _check(found, links, entries)
     moments = {r: {e.name: e.moment(r) for e in entries} for r in entries[0].keys}
 
     def visit(role, path, value):
@@ -94,7 +110,7 @@ def state_from_torch(
             new[name] = reduced(links[name].gather(of), tuple(leaf.shape), name)
         return with_arrays(value, new)
 
-    return rebox(walk(unbox(like), visit), like)
+    return rebox(walk(unbox(like), visit, keep_memory), like)
 
 
 def state_to_torch(
@@ -105,6 +121,7 @@ def state_to_torch(
     names: Names | None = None,
     *,
     transpose_kernel: bool | None = None,
+    keep_memory: bool = False,
 ) -> dict[str, Any]:
     """Return a state of Optax or of this library as the ``state_dict`` of torch's.
 
@@ -117,6 +134,7 @@ def state_to_torch(
       params: the tree of which the state is, without statistics; may be abstract.
       names: as of `params_from_torch`.
       transpose_kernel: as of `params_from_torch`.
+      keep_memory: as of `state_from_torch`; torch gets none of what is remembered.
 
     Returns:
       What ``optimizer.load_state_dict`` takes. Where nothing in the state counts steps,
@@ -139,7 +157,8 @@ def state_to_torch(
     """
     entries = entries_of(optimizer, module)
     links = _links(module, params, names, transpose_kernel)
-    steps, found = _found(state, entries)
+    steps, found = _found(state, entries, keep_memory)
+    entries = _trained(entries, found, links)
     counts = {int(step) for step in steps}
     if len(counts) > 1:
         raise ValueError(f"torch counts steps once, but the state counts {counts}")
@@ -184,7 +203,7 @@ def _links(
 ) -> dict[str, Link]:
     """Return the link of every leaf of the params; tied tensors have one name."""
     tensors = dict(module.named_parameters(remove_duplicate=False))
-    found = plan(module, tensors, named_arrays(params), names, transpose_kernel)
+    found = find_links(module, tensors, named_arrays(params), names, transpose_kernel)
     ties = tied_to(tensors)
     one = lambda parts: tuple((ties.get(name, name), rows) for name, rows in parts)
     return {
@@ -194,7 +213,7 @@ def _links(
 
 
 def _found(
-    state: Any, entries: list[Entry]
+    state: Any, entries: list[Entry], keep_memory: bool
 ) -> tuple[list[Any], dict[str, dict[str, Any]]]:
     """Return the steps that a state counts, and by role and path its moments."""
     steps, found = [], {role: {} for role in entries[0].keys}
@@ -209,8 +228,22 @@ def _found(
         known.update(leaves)
         return value
 
-    walk(unbox(state), visit)
+    walk(unbox(state), visit, keep_memory)
     return steps, found
+
+
+def _trained(
+    entries: list[Entry],
+    found: Mapping[str, Mapping[str, Any]],
+    links: Mapping[str, Link],
+) -> list[Entry]:
+    """Return the parameters that have a state on either side."""
+    paths = {path for leaves in found.values() for path in leaves} & links.keys()
+    held = {name for path in paths for name in links[path].names}
+    trained = [entry for entry in entries if entry.state or entry.name in held]
+    if not trained:
+        raise ValueError("no parameter has a state, neither in torch nor in JAX")
+    return trained
 
 
 def _role(role: str, entries: list[Entry], path: str) -> str:

@@ -9,10 +9,10 @@ from neuron_optax.interop.layers import WANTED, Layer, Wanted
 from neuron_optax.interop.modules import Source, layers_of, tensors_of, tied_to
 from neuron_optax.interop.moves import Link, Part, Shape, same
 
-Names = Mapping[str, str]
+Names = Mapping[str, str | None]
 
 
-class Plan(NamedTuple):
+class Links(NamedTuple):
     """How the tensors of torch and the leaves of JAX belong together.
 
     Attributes:
@@ -26,28 +26,31 @@ class Plan(NamedTuple):
     tied: dict[str, str]
 
 
-def plan(
+def find_links(
     module: Source,
     tensors: Mapping[str, torch.Tensor],
     leaves: Mapping[str, Any],
     names: Names | None,
     transpose_kernel: bool | None,
-) -> Plan:
+) -> Links:
     """Find the leaf of every tensor and the tensors of every leaf.
 
     Raises:
       ValueError: naming what is left on either side, or does not fit.
     """
-    names = dict(names or {})
+    paths, tensors, ties = _chosen(module, tensors, names or {})
     shapes = {path: tuple(leaf.shape) for path, leaf in leaves.items()}
     layers = layers_of(module, tensors)
-    _check_names(names, layers_of(module, tensors_of(module)))
     sought = [
-        want for at in layers for want in _sought(at, shapes, names, transpose_kernel)
+        want for at in layers for want in _sought(at, shapes, paths, transpose_kernel)
     ]
-    links = [_link(want, tensors, shapes) for want in sought if want.leaf in shapes]
-    zeros = [part for want in sought if not want.leaf for part in want.pieces[0]]
-    ties, tied = tied_to(tensors), {}
+    links = [
+        _link(want.leaf, want, tensors, shapes)
+        for want in sought
+        if want.leaf in shapes
+    ]
+    zeros = [part for want in sought if want.leaf is None for part in want.pieces[0]]
+    tied = {}
     linked = {name for link in links for name in link.names}
     for name, first in ties.items():
         held = [other for other in linked if ties.get(other) == first]
@@ -55,31 +58,46 @@ def plan(
     absent = _absent(sought, tensors, shapes)
     absent = {name: path for name, path in absent.items() if name not in tied}
     _check_left(absent, shapes, links)
-    return Plan(links, zeros, tied)
+    return Links(links, zeros, tied)
+
+
+def _chosen(
+    module: Source, tensors: Mapping[str, torch.Tensor], names: Names
+) -> tuple[dict[str, str], dict[str, torch.Tensor], dict[str, str]]:
+    """Return paths by name, the tensors that have a leaf, and which of all are tied."""
+    whole = tensors_of(module)
+    _check_names(names, layers_of(module, whole), whole)
+    paths = {key: path for key, path in names.items() if path is not None}
+    chosen = {k: v for k, v in tensors.items() if k in paths or k not in names}
+    return paths, chosen, tied_to(tensors)
 
 
 def _absent(
     sought: list[Wanted], names: Iterable[str], shapes: Mapping[str, Shape]
-) -> dict[str, str]:
+) -> dict[str, str | None]:
     """Return the tensors without a leaf and the path of the leaf, if it is known."""
     parts = [(want.leaf, *part) for want in sought for p in want.pieces for part in p]
-    absent = dict.fromkeys(set(names) - {name for _, name, _ in parts}, "")
+    absent = dict.fromkeys(set(names) - {name for _, name, _ in parts})
     return absent | {
-        name: path for path, name, _ in parts if path and path not in shapes
+        name: path for path, name, _ in parts if path is not None and path not in shapes
     }
 
 
 def _sought(
-    layer: Layer, shapes: Mapping[str, Shape], names: Names, kernel: bool | None
+    layer: Layer,
+    shapes: Mapping[str, Shape],
+    names: Mapping[str, str],
+    kernel: bool | None,
 ) -> Iterator[Wanted]:
     """Yield what a layer looks for, with whole paths and torch's whole names."""
     if layer.kind:
         path = _path(layer.name, names)
+        layer = layer._replace(path=path)
         lead = f"{path}/" if path else ""
         below = {p[len(lead) :]: s for p, s in shapes.items() if p.startswith(lead)}
         for want in WANTED[layer.kind](layer, below, kernel):
             pieces = [[(layer.full(n), rows) for n, rows in p] for p in want.pieces]
-            leaf = f"{lead}{want.leaf}" if want.leaf else ""
+            leaf = None if want.leaf is None else f"{lead}{want.leaf}"
             yield Wanted(leaf, tuple(map(tuple, pieces)), want.move)
     for tensor in map(layer.full, layer.shapes):
         if not layer.kind and tensor in names:
@@ -87,7 +105,10 @@ def _sought(
 
 
 def _link(
-    want: Wanted, tensors: Mapping[str, torch.Tensor], shapes: Mapping[str, Shape]
+    path: str,
+    want: Wanted,
+    tensors: Mapping[str, torch.Tensor],
+    shapes: Mapping[str, Shape],
 ) -> Link:
     """Link a leaf to its tensors; refuse shapes that do not fit."""
     heads = [tensors[name].shape for (name, _), *_ in want.pieces]
@@ -97,20 +118,20 @@ def _link(
         if len(shape)
     ]
     source = (sum(counts), *heads[0][1:]) if counts else ()
-    shape, came = shapes[want.leaf], [name for p in want.pieces for name, _ in p]
+    shape, came = shapes[path], [name for p in want.pieces for name, _ in p]
     try:
         move = want.move(source, shape)
     except ValueError as error:
-        raise ValueError(f"{came[0]} for {want.leaf}: {error}") from error
+        raise ValueError(f"{came[0]} for {path}: {error}") from error
     if move.target != shape:
         raise ValueError(
-            f"{want.leaf}: {came[0]} of shape {source} fits a leaf of shape "
+            f"{path}: {came[0]} of shape {source} fits a leaf of shape "
             f"{move.target}, got {shape}"
         )
-    return Link(want.leaf, want.pieces, move)
+    return Link(path, want.pieces, move)
 
 
-def _path(name: str, names: Names) -> str:
+def _path(name: str, names: Mapping[str, str]) -> str:
     """Return the path of a module, or of the nearest around it that has one."""
     around = [key for key in names if _covers(key, name)]
     if not around:
@@ -124,17 +145,22 @@ def _covers(key: str, name: str) -> bool:
     return not key or name == key or name.startswith(f"{key}.")
 
 
-def _check_names(names: Names, layers: list[Layer]) -> None:
+def _check_names(names: Names, layers: list[Layer], tensors: Iterable[str]) -> None:
     """Refuse names that no layer, and no tensor of a layer not known, has."""
     known = [layer.name for layer in layers]
     known += [at.full(name) for at in layers if not at.kind for name in at.shapes]
-    for key in names:
-        if not any(_covers(key, name) for name in known):
+    for key, path in names.items():
+        if path is None and key not in tensors:
+            raise ValueError(
+                f"names: None is for one tensor of torch, and {key!r} is none of "
+                f"{list(tensors)}"
+            )
+        if path is not None and not any(_covers(key, name) for name in known):
             raise ValueError(f"names: torch has no module {key!r}, but {known}")
 
 
 def _check_left(
-    absent: Mapping[str, str], shapes: Mapping[str, Shape], links: list[Link]
+    absent: Mapping[str, str | None], shapes: Mapping[str, Shape], links: list[Link]
 ) -> None:
     """Refuse tensors without a leaf and leaves without a tensor, or with several."""
     paths = [link.path for link in links]
@@ -143,10 +169,11 @@ def _check_left(
     alone = sorted(shapes.keys() - set(paths))
     if absent or alone:
         tensors = [
-            f"{name} (for {path!r})" if path else f"{name} (not known)"
+            f"{name} (not known)" if path is None else f"{name} (for {path!r})"
             for name, path in sorted(absent.items())
         ]
         raise ValueError(
             f"torch tensors without a leaf: {tensors}; leaves without a torch tensor: "
-            f"{alone}; `names` says which module is which"
+            f"{alone}; `names` says which module is which, and of a tensor that is not "
+            "known, by its own name, which leaf it is: a path, or None if JAX has none"
         )
