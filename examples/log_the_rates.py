@@ -44,8 +44,9 @@ folder = Path(tempfile.mkdtemp(prefix="rates_"))
 with SummaryWriter(folder) as writer:
     for step in range(1, STEPS + 1):
         params, state, logs = train_step(params, state)
-        for path, rates in named_leaves(logs) if step % EVERY == 0 else ():
-            writer.add_histogram(f"log10 rate/{path}", rates, step, bins="auto")
+        if step % EVERY == 0:
+            for path, rates in named_leaves(logs):
+                writer.add_histogram(f"log10 rate/{path}", rates, step, bins="auto")
 
 (file,) = folder.iterdir()
 data, read = file.read_bytes(), []

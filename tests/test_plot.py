@@ -7,11 +7,9 @@ import matplotlib
 import numpy as np
 import optax
 import pytest
-from matplotlib.colors import to_rgb
 from PIL import Image
 
 from neuron_optax.plot import panels, plot_frequency, plot_neurons, plot_rates, save
-from neuron_optax.plot.training import BLUE, COLORS, DASHES
 
 STEPS = [1, 2, 5, 10, 30]
 WIDE, NARROW = "Dense_0/kernel", "Dense_1/bias"
@@ -156,6 +154,14 @@ def test_rates_without_a_logarithm_are_left_out_and_counted():
     assert figures[1][0].axes[0].patch.get_hatch()
 
 
+def test_the_axis_of_frequencies_ends_beyond_1():
+    for least in (1.0, 0.01):
+        figure = plot_frequency(np.ones(2), np.array([least, 1.0]))
+        figure.draw_without_rendering()
+        low, high = figure.axes[0].get_xlim()
+        assert low < least and 1 < high < 1.5
+
+
 def test_a_neuron_that_was_never_active_is_left_out():
     (axes,) = plot_frequency(np.ones(4), np.array([0, 0.5, 1, 1])).axes
     assert len(axes.collections[0].get_offsets()) == 3
@@ -167,6 +173,7 @@ SMALL = {
     "one neuron": np.ones((1, 1)),
     "zero": np.zeros(3),
     "equal": np.full(4, 0.1),
+    "far apart": np.array([5e-324, 1e-320, 1e308]),
 }
 
 
@@ -188,62 +195,33 @@ def test_a_single_step_is_marked_and_a_line_is_not():
     assert plot_rates(HISTORY).axes[0].lines[0].get_marker() != "o"
 
 
-def titles_overlap():
-    """Whether titles of panels do, of which the last stands in a row of its own."""
+def check_titles():
+    """Compare the boxes of titles, of which the last stands in a row of its own."""
     path = "decoder/blocks_11/attention/query_projection/kernel"
     trees = [{path.replace("11", name): BARE for name in "abcde"}]
     figure = plot_rates(trees, layers="decoder")
     figure.draw_without_rendering()
     boxes = [axes._left_title.get_window_extent() for axes in figure.axes]
     assert len(boxes) == 5
-    return any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
 
 
 def test_long_titles_do_not_overlap(monkeypatch):
-    assert not titles_overlap()
+    check_titles()
     monkeypatch.setattr(panels, "TITLE", 99)
-    assert titles_overlap()
+    with pytest.raises(AssertionError, match="any"):
+        check_titles()
 
 
-# Linear RGB as seen without one kind of cones, Machado et al. 2009, severity 1.
-BLIND = {
-    "protanopia": [
-        [0.152286, 1.052583, -0.204868],
-        [0.114503, 0.786281, 0.099216],
-        [-0.003882, -0.048116, 1.051998],
-    ],
-    "deuteranopia": [
-        [0.367322, 0.860646, -0.227968],
-        [0.280085, 0.672501, 0.047413],
-        [-0.011820, 0.042940, 0.968881],
-    ],
-}
-
-
-def closest(colors, matrix):
-    """Return the least distance of two of the colours as seen."""
-    seen = [np.array(matrix) @ np.array(to_rgb(color)) ** 2.2 for color in colors]
-    seen = [np.clip(color, 0, 1) ** (1 / 2.2) for color in seen]
-    return min(np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2))
-
-
-@pytest.mark.parametrize("matrix", BLIND.values(), ids=BLIND)
-def test_the_colour_blind_tell_the_lines_apart(matrix):
-    assert closest([BLUE, *COLORS], matrix) > 0.15
-    red_and_olive = "#C00000", "#606000"
-    assert closest(red_and_olive, matrix) < 0.15 < closest(red_and_olive, np.eye(3))
-
-
-def test_lines_differ_without_colours():
-    assert len(set(DASHES)) == len(DASHES) > len(COLORS)
-    lightness = lambda name: matplotlib.colormaps[name](np.linspace(0, 1, 99)) @ GREY
-    assert np.all(np.diff(lightness("viridis")) > 0)
-    assert not np.all(np.diff(lightness("jet")) > 0)
-    (mesh,) = plot_neurons(HISTORY, WIDE).axes[0].collections
-    assert mesh.get_cmap().name == "viridis"
-
-
-GREY = np.array([0.2126, 0.7152, 0.0722, 0])
+def test_panels_are_equally_large_and_outliers_are_named_below():
+    figure = plot_rates(HISTORY, STEPS)
+    figure.draw_without_rendering()
+    boxes = [axes.get_window_extent() for axes in figure.axes]
+    np.testing.assert_allclose(boxes[0].size, boxes[1].size, rtol=1e-3)
+    legend = figure.axes[0].get_legend().get_window_extent()
+    assert boxes[0].x0 < legend.x0 and legend.x1 < boxes[0].x1
+    label = figure.axes[0].xaxis.label.get_window_extent()
+    assert legend.y1 <= label.y0 < boxes[0].y0
 
 
 def test_files_are_pictures_and_the_same_when_drawn_again(tmp_path):
@@ -272,10 +250,22 @@ def test_what_cannot_be_drawn_is_refused(tmp_path):
         plot_rates([])
     with pytest.raises(TypeError, match="one tree"):
         plot_rates(HISTORY[0])
-    with pytest.raises(ValueError, match=r"steps must be 5 that increase, got \[1, 2"):
+    with pytest.raises(ValueError, match=r"5 finite numbers that .* got \[1, 2"):
         plot_rates(HISTORY, [1, 2])
-    with pytest.raises(ValueError, match="increase"):
-        plot_rates(HISTORY, [1, 2, 2, 3, 4])
+    for steps in ([1, 2, 2, 3, 4], [1, 2, 3, 4, np.inf], [np.nan, 2, 3, 4, 5]):
+        with pytest.raises(ValueError, match="increase"):
+            plot_rates(HISTORY, steps)
+    with pytest.raises(ValueError, match=r"regular expression, got '\('"):
+        plot_rates(HISTORY, layers="(")
+    many = {f"w{n}": np.ones(1) for n in range(panels.MOST + 1)}
+    for draw in (lambda: plot_rates([many]), lambda: plot_frequency(many, many)):
+        with pytest.raises(ValueError, match=r"41 layers .* choose some by layers="):
+            draw()
+    for draw in (lambda: plot_rates([{}]), lambda: plot_neurons([{}], "w")):
+        with pytest.raises(ValueError, match="history must have leaves with neurons"):
+            draw()
+    with pytest.raises(ValueError, match="frequency must have leaves"):
+        plot_frequency(many, {})
     with pytest.raises(ValueError, match=r"history\[1\].*'Dense_0/kernel': \(40,\)"):
         plot_rates([HISTORY[0], {"Dense_0": {"kernel": np.ones(3)}}])
     with pytest.raises(ValueError, match="outliers must be at least 0, got -1"):

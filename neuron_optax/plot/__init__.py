@@ -4,6 +4,7 @@ They are drawn from the trees that `introspection.learning_rates` returns; leave
 named by their path, and the neurons of a leaf with several axes of them are numbered in
 row-major order. A rate that is 0, negative or not finite has no place on a logarithmic
 axis: it is left out, and the title of its layer says what share of the rates that is.
+Rates beyond 1e-100 and 1e100 are drawn there.
 
 Figures are matplotlib's (extra ``plot``) without pyplot: no window, no backend, no
 global state. Their ``axes`` can be changed before they are saved. Colours are those of

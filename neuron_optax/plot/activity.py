@@ -34,8 +34,9 @@ def plot_frequency(
       neuron that was never active is left out, as one without a rate.
 
     Raises:
-      ValueError: if a frequency is out of range, has no rates or other shapes than
-        they, or no path matches ``layers``.
+      ValueError: if ``frequency`` has no leaves, one is out of range, has no rates or
+        other shapes than they, or if ``layers`` is found in no path, or in more than
+        fit in a figure.
 
     Example:
       >>> rates = {"kernel": np.array([[0.1, 1.0]])}
@@ -46,6 +47,8 @@ def plot_frequency(
     named = dict(named_leaves(rates))
     given = named_leaves(frequency)
     shares = {path: np.asarray(share) for path, share in given if np.size(share)}
+    if not shares:
+        raise ValueError("frequency must have leaves with neurons, got none")
     for path, share in shares.items():
         _check_share(path, share, named)
     drawn = {
@@ -56,8 +59,12 @@ def plot_frequency(
     figure, panels = small_multiples(
         drawn, xlabel, ylabel, f"never active, or rate {ABSENCE}"
     )
+    least = min(
+        np.min(shares[path], initial=1, where=shares[path] > 0) for path in drawn
+    )
     for axes, (path, values) in zip(panels, drawn.items(), strict=True):
         axes.set_xscale("log")
+        axes.set_xlim(0.8 * min(least, 0.5), 1.2)  # no share is greater than 1
         known = np.isfinite(values)
         axes.scatter(
             np.ravel(shares[path])[known],

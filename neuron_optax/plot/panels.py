@@ -14,7 +14,9 @@ from matplotlib.figure import Figure
 GRADIENT = "parameter / gradient"  # unit of a rate that multiplies gradients
 ABSENCE = "0 or not finite"
 BLUE = "#0072B2"
+SPAN = 1e-100, 1e100  # of an axis; matplotlib overflows near the ends of float64
 COLUMNS = 4  # of panels
+MOST = 40  # panels that a reader can tell apart
 DPI = 200
 TITLE = 34  # letters that fit over a panel
 ABSENT = {"png": {"Software": None}, "svg": {"Date": None}}  # from files, by format
@@ -49,15 +51,25 @@ def save(figure: Figure, *paths: str | os.PathLike[str]) -> None:
 def drawable(rates: Any) -> np.ndarray:
     """Return the rates of the neurons of a leaf, NaN where there is no logarithm."""
     flat = np.ravel(np.asarray(rates)).astype(float)
-    return np.where(np.isfinite(flat) & (flat > 0), flat, np.nan)
+    return np.where(np.isfinite(flat) & (flat > 0), np.clip(flat, *SPAN), np.nan)
 
 
 def chosen(paths: Iterable[str], layers: str) -> list[str]:
     """Return the paths in which the regular expression is found."""
     known = list(paths)
-    found = [path for path in known if re.search(layers, path)]
+    try:
+        found = [path for path in known if re.search(layers, path)]
+    except re.error as error:
+        raise ValueError(
+            f"layers must be a regular expression, got {layers!r}: {error}"
+        ) from error
     if not found:
         raise ValueError(f"layers must match one of {known}, got {layers!r}")
+    if len(found) > MOST:
+        raise ValueError(
+            f"{len(found)} layers are more than the {MOST} that fit in a figure: "
+            f"choose some by layers=, such as layers={re.escape(found[0])!r}"
+        )
     return found
 
 
@@ -88,7 +100,8 @@ def small_multiples(
 def set_title(axes: Axes, path: str, rates: np.ndarray, absent: str) -> None:
     """Write the path, how many neurons there are, and what is not drawn of them."""
     count = rates.shape[-1]
-    said = [path.replace("/", "/ "), f"{count:,} neuron{'s' * (count != 1)}"]
+    unit = "neuron" if count == 1 else "neurons"
+    said = [path.replace("/", "/ "), f"{count:,} {unit}"]
     if share := np.mean(np.isnan(rates)):
         said.append(f"{100 * share:.3g}% {absent}")
     lines = [line for text in said for line in textwrap.wrap(text, TITLE)]

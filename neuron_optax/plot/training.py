@@ -1,6 +1,7 @@
 """Rates over training: of every layer, and of every neuron of one."""
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, SupportsFloat
 
@@ -13,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from neuron_optax.plot.panels import (
     ABSENCE,
     BLUE,
+    COLUMNS,
     DPI,
     GRADIENT,
     chosen,
@@ -28,6 +30,8 @@ BANDS = {  # quantiles of the neurons of a layer, and a tint of blue
     "5 to 95 % of the neurons": (0.05, 0.95, "#CCE3F0"),
     "25 to 75 %": (0.25, 0.75, "#85BBDA"),
 }
+BELOW = 5.2  # letters from a panel to the names of its outliers, beyond its label
+LINE = 0.16  # inches of a line of such names
 FENCE, LEAST = 3.0, np.log10(1.01)  # of outliers: quartile ranges, and 1 %
 
 
@@ -43,7 +47,7 @@ def plot_rates(
 
     Layers stand side by side and share their axes. An outlier is a neuron whose last
     rate is, in logarithm, more than three times the distance of the quartiles beyond
-    the nearer one, and more than 1 % beyond it.
+    the nearer one, and more than 1 % beyond it; its number stands below the panel.
 
     Args:
       history: what `learning_rates` returned at each recorded step.
@@ -57,9 +61,9 @@ def plot_rates(
 
     Raises:
       TypeError: if ``history`` is one tree.
-      ValueError: if ``history`` is empty, its trees differ in their leaves, ``steps``
-        are not as many or do not increase, no path matches ``layers``, or ``outliers``
-        is negative.
+      ValueError: if ``history`` is empty, its trees have no leaves or differ in them,
+        ``steps`` are not as many, not finite or do not increase, ``layers`` is found in
+        no path or in more than fit in a figure, or ``outliers`` is negative.
 
     Example:
       >>> rates = np.array([[0.1, 0.2, 0.3]])
@@ -78,6 +82,9 @@ def plot_rates(
         _draw_outliers(axes, at, rates, outliers)
         axes.update_datalim([(at[0], 1), (at[-1], 1)], updatey=False)
         axes.xaxis.set_major_locator(_whole_numbers())
+    if most := max(len(axes.lines) for axes in panels) - 1:  # beside the median
+        names = (0.3 + LINE * math.ceil(most / 2)) * math.ceil(len(panels) / COLUMNS)
+        figure.set_figheight(figure.get_figheight() + names)
     shown = panels[0].get_legend_handles_labels()[0][: len(BANDS) + 1]
     columns = min(len(drawn), len(shown))
     figure.legend(handles=shown, loc="outside lower center", ncols=columns)
@@ -150,9 +157,14 @@ def _recorded(
                 f"history[{number}] must have the leaves and neurons of history[0], "
                 f"{shapes[0]}, got {came}"
             )
+    if not shapes[0]:
+        raise ValueError("history must have leaves with neurons, got trees of none")
     at = np.asarray(range(1, 1 + len(trees)) if steps is None else list(steps), float)
-    if at.shape != (len(trees),) or not np.all(np.diff(at) > 0):
-        raise ValueError(f"steps must be {len(trees)} that increase, got {steps}")
+    rising = np.all(np.isfinite(at)) and np.all(np.diff(at) > 0)
+    if at.shape != (len(trees),) or not rising:
+        raise ValueError(
+            f"steps must be {len(trees)} finite numbers that increase, got {steps}"
+        )
     return {path: np.stack([tree[path] for tree in trees]) for path in trees[0]}, at
 
 
@@ -191,9 +203,9 @@ def _draw_bands(axes: Axes, steps: np.ndarray, rates: np.ndarray) -> None:
         return values
 
     for label, (low, high, color) in BANDS.items():
-        style = {"color": color, "linewidth": 8 * alone}
+        style = {"color": color, "linewidth": 8 if alone else 0}
         axes.fill_between(steps, quantile(low), quantile(high), label=label, **style)
-    style = {"color": BLUE, "linewidth": 2.5, "marker": "o" * alone}
+    style = {"color": BLUE, "linewidth": 2.5, "marker": "o" if alone else ""}
     axes.plot(steps, quantile(0.5), label="median", **style)
 
 
@@ -209,14 +221,15 @@ def _draw_outliers(axes: Axes, steps: np.ndarray, rates: np.ndarray, most: int) 
         return
     kept = far[np.argsort(-beyond[far], kind="stable")][:most]
     named = kept[np.argsort(-last[kept], kind="stable")]
+    mark = "o" if len(steps) == 1 else ""
     looks = zip(named, itertools.cycle(COLORS), itertools.cycle(DASHES), strict=False)
     for neuron, color, dashes in looks:
         style = {"color": color, "linestyle": dashes, "linewidth": 1.2}
-        style |= {"marker": "o" * (len(steps) == 1), "label": f"neuron {neuron}"}
+        style |= {"marker": mark, "label": f"neuron {neuron}"}
         axes.plot(steps, rates[:, neuron], **style)
     title = "outliers"
     if len(kept) < len(far):
         title = f"{len(kept)} of {len(far)} outliers"
-    place = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "borderaxespad": 0.2}
-    look = {"fontsize": "small", "title_fontsize": "small", "frameon": False}
-    axes.legend(handles=axes.lines[1:], title=title, **place, **look)
+    look = {"fontsize": "x-small", "title_fontsize": "x-small", "frameon": False}
+    look |= {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "ncols": 2}
+    axes.legend(handles=axes.lines[1:], title=title, borderaxespad=BELOW, **look)
