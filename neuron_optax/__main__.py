@@ -53,23 +53,23 @@ LAYOUTS = {
 }
 ALIKE = 4  # leaves and more that are described in one line
 RATE = 0.1
-ENTRIES = axes.PER_ENTRY
+PER_ENTRY = {
+    name: getattr(strategies, name)(RATE, neurons=axes.PER_ENTRY)
+    for name in ("neuron_adagrad", "neuron_rmsprop", "adam_mini")
+}
 PEERS = {  # ours, and torch's with what it needs to be the same
     "optax.sgd": (optax.sgd(RATE, momentum=0.9), "SGD", {"momentum": 0.9}),
     "optax.adam": (optax.adam(RATE), "Adam", {}),
     "optax.rmsprop": (optax.rmsprop(RATE), "RMSprop", {"alpha": 0.9}),
-    "neuron_adagrad": (
-        strategies.neuron_adagrad(RATE, neurons=ENTRIES),
-        "Adagrad",
-        {"eps": 1e-8},
-    ),
-    "neuron_rmsprop": (
-        strategies.neuron_rmsprop(RATE, neurons=ENTRIES),
-        "RMSprop",
-        {"alpha": 0.9},
-    ),
-    "adam_mini": (strategies.adam_mini(RATE, neurons=ENTRIES), "Adam", {}),
+    "neuron_adagrad": (PER_ENTRY["neuron_adagrad"], "Adagrad", {"eps": 1e-8}),
+    "neuron_rmsprop": (PER_ENTRY["neuron_rmsprop"], "RMSprop", {"alpha": 0.9}),
+    "adam_mini": (PER_ENTRY["adam_mini"], "Adam", {}),
 }
+NOTES = {
+    "optax.rmsprop": "optax.rmsprop adds eps inside the root and torch outside, so "
+    "that the two part where gradients are small",
+}
+TOPS = {"params", "model", "opt_state", "optimizer", "batch_stats"}  # of checkpoints
 LAYER = {"kernel": (8, 4), "bias": (4,)}  # on which they are compared
 
 
@@ -83,7 +83,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
       SystemExit: for arguments that do not fit, with a message.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m neuron_optax", description="One learning rate per neuron."
+        prog="python -m neuron_optax",
+        description="Look at optimizers that have one learning rate per neuron: which "
+        "axes of a model are its neurons, what the state of an optimizer weighs, what "
+        "an optimizer computes, and whether it does what PyTorch's does.",
+        epilog="Every command has a --help of its own, which ends in an example.",
     )
     commands = parser.add_subparsers(title="commands", required=True, dest="command")
     for add in (_add_describe, _add_plan, _add_strategies, _add_compare):
@@ -93,24 +97,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _command(
-    commands: Any, name: str, run: Callable[..., None], about: str
+    commands: Any, name: str, run: Callable[..., None], about: str, example: str
 ) -> argparse.ArgumentParser:
-    command = commands.add_parser(name, help=about, description=about)
+    epilog = f"Example: python -m neuron_optax {name} {example}"
+    command = commands.add_parser(name, help=about, description=about, epilog=epilog)
     command.set_defaults(run=functools.partial(run, command))
     return command
 
 
 def _add_describe(commands: Any) -> None:
-    about = "print which axes of every leaf index its neurons"
-    command = _command(commands, "describe", _describe, about)
-    saved = "an Orbax directory, .npz, .msgpack of Flax or .safetensors"
+    about = "Print which axes of every array of a model or checkpoint are its neurons."
+    example = "checkpoint.npz --at params --layout flax"
+    command = _command(commands, "describe", _describe, about, example)
+    saved = (
+        "The checkpoint: an Orbax directory, .npz, .msgpack of Flax or .safetensors."
+    )
     command.add_argument("path", nargs="?", type=pathlib.Path, help=saved)
-    command.add_argument("--model", choices=ARCHITECTURES, help="in place of a path")
-    command.add_argument("--at", metavar="NAME", help="a part of it, such as params")
+    known = "Describe a model that is known by name, in place of a checkpoint."
+    command.add_argument("--model", choices=ARCHITECTURES, help=known)
+    part = "Describe one part of the checkpoint, such as params (default: all of it)."
+    command.add_argument("--at", metavar="NAME", help=part)
+    rules = "The rules that say what a neuron is; infer follows the biases"
+    rules = f"{rules} (default: %(default)s)."
     layouts = [*LAYOUTS, "infer"]
-    rules = "whose rules; infer takes the neurons from the biases"
     command.add_argument("--layout", choices=layouts, default="flax", help=rules)
-    alike = "one by one what differs in the numbers of its path alone"
+    alike = "Print every layer by itself (default: layers that are alike share lines)."
     command.add_argument("--all", action="store_true", help=alike)
 
 
@@ -121,15 +132,23 @@ def _describe(command: argparse.ArgumentParser, chosen: argparse.Namespace) -> N
     leaves, under = dict(named_leaves(tree)), f"{chosen.at}/" if chosen.at else ""
     inside = [path for path in leaves if path.startswith(under)]
     shapes = {path.removeprefix(under): leaves[path] for path in inside}
+    tops = dict.fromkeys(path.partition("/")[0] for path in leaves)
     if not shapes:
-        names = dict.fromkeys(path.partition("/")[0] for path in leaves)
-        command.error(f"no leaves at {chosen.at!r}, but at {', '.join(names)}")
+        command.error(f"no leaves at {chosen.at!r}, but at {', '.join(tops)}")
     infer = chosen.layout == "infer"
     layout = axes.infer_layout(shapes) if infer else LAYOUTS[chosen.layout]
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         axes.describe(shapes, layout)
     lines = printed.getvalue().splitlines()
-    print("\n".join(lines if chosen.all else _folded(lines)))
+    print(*(lines if chosen.all else _folded(lines)), sep="\n")
+    if chosen.layout == "flax" and any(re.search("(^|/)weight$", p) for p in shapes):
+        _note("arrays are called weight, as those of PyTorch: try --layout torch")
+    if not chosen.at and len(tops) > 1 and tops.keys() & TOPS:
+        _note(f"the entries at its top are {', '.join(tops)}: --at NAME prints one")
+
+
+def _note(text: str) -> None:
+    print("note:", text, file=sys.stderr)
 
 
 def _saved(command: argparse.ArgumentParser, chosen: argparse.Namespace) -> Any:
@@ -162,18 +181,19 @@ def _folded(lines: Sequence[str]) -> list[str]:
 
 
 def _add_plan(commands: Any) -> None:
-    about = "print the bytes of optimizer state per device, from shapes alone"
-    command = _command(commands, "plan", _plan, about)
-    command.add_argument("--model", required=True, choices=ARCHITECTURES)
-    command.add_argument(
-        "--mesh", type=_mesh, default="", help="devices per axis: fsdp=64,tp=8"
+    about = "Print the bytes of optimizer state per device, computed from shapes alone."
+    example = "--model llama-7b --mesh fsdp=64,tp=8 --strategies optax.adamw,adam_mini"
+    command = _command(commands, "plan", _plan, about, example)
+    one = "The model, by name (required)."
+    command.add_argument("--model", required=True, choices=ARCHITECTURES, help=one)
+    mesh = (
+        "How many devices the arrays are divided over, by fully sharded (fsdp) and by "
+        "tensor (tp) parallelism, such as fsdp=64,tp=8 (default: one device)."
     )
-    command.add_argument(
-        "--strategies",
-        type=_names,
-        default=",".join(SHOWN),
-        help=f"of {', '.join(STRATEGIES)}; separated by commas",
-    )
+    command.add_argument("--mesh", type=_mesh, default="", help=mesh)
+    some = "The optimizers that are listed, separated by commas (default: %(default)s)"
+    some, shown = f"{some}, of {', '.join(STRATEGIES)}.", ",".join(SHOWN)
+    command.add_argument("--strategies", type=_names, default=shown, help=some)
 
 
 def _plan(command: argparse.ArgumentParser, chosen: argparse.Namespace) -> None:
@@ -186,7 +206,7 @@ def _plan(command: argparse.ArgumentParser, chosen: argparse.Namespace) -> None:
         except ValueError as error:  # of axes that the mesh does not divide
             command.error(str(error))
     for warning in caught:  # of hundreds of leaves
-        print("note:", textwrap.shorten(str(warning.message), 200), file=sys.stderr)
+        _note(textwrap.shorten(str(warning.message), 200))
 
 
 def _mesh(text: str) -> AbstractMesh:
@@ -209,9 +229,9 @@ def _names(text: str) -> list[str]:
 
 
 def _add_strategies(commands: Any) -> None:
-    about = "print the table of strategies, or what one of them computes"
-    command = _command(commands, "strategies", _strategies, about)
-    one = f"one of {', '.join(DESCRIBED)}"
+    about = "Print the table of strategies, or the documentation of one of them."
+    command = _command(commands, "strategies", _strategies, about, "adam_mini")
+    one = f"Print this one alone (default: the table), of {', '.join(DESCRIBED)}."
     command.add_argument("name", nargs="?", choices=DESCRIBED, metavar="name", help=one)
 
 
@@ -227,12 +247,18 @@ def _strategies(command: argparse.ArgumentParser, chosen: argparse.Namespace) ->
 
 
 def _add_compare(commands: Any) -> None:
-    about = "run an optimizer and torch's on the same random gradients (extra torch)"
-    command = _command(commands, "compare", _compare, about)
-    command.add_argument("name", choices=PEERS, help="ours have a neuron per entry")
-    command.add_argument("--steps", type=_positive, default=20, help="how many")
+    about = (
+        "Run an optimizer and its counterpart of PyTorch on the same random gradients, "
+        "and print how far their weights are apart (needs the extra torch)."
+    )
+    example = "adam_mini --steps 100 --dtype bfloat16"
+    command = _command(commands, "compare", _compare, about, example)
+    one = "The optimizer; those of neuron_optax get one neuron per entry, as PyTorch's."
+    command.add_argument("name", choices=PEERS, help=one)
+    many = "How many steps both take (default: %(default)s)."
+    command.add_argument("--steps", type=_positive, default=20, help=many)
     dtypes = "float64", "float32", "bfloat16"
-    said = "of both sides"
+    said = "The dtype of weights and gradients on both sides (default: %(default)s)."
     command.add_argument("--dtype", choices=dtypes, default=dtypes[0], help=said)
 
 
@@ -247,12 +273,16 @@ def _compare(command: argparse.ArgumentParser, chosen: argparse.Namespace) -> No
     draw = lambda: {n: sizes * rng.standard_normal(s) for n, s in LAYER.items()}
     ours, name, options = PEERS[chosen.name]
     said = ", ".join(f"{key}={value}" for key, value in {"lr": RATE, **options}.items())
-    print(f"{chosen.name} and torch.optim.{name}({said}) in {chosen.dtype}")
+    mine = chosen.name
+    if mine in PER_ENTRY:
+        mine += " with one neuron per entry (PER_ENTRY)"
+    print(f"{mine} and torch.optim.{name}({said}) in {chosen.dtype}")
+    if chosen.name in NOTES:
+        print(f"note: {NOTES[chosen.name]}")
     theirs = lambda named: getattr(torch.optim, name)(named.values(), RATE, **options)
+    cast = lambda leaf: jax.numpy.asarray(leaf, chosen.dtype)
     with jax.enable_x64(chosen.dtype == "float64"):
-        params = jax.tree.map(
-            lambda leaf: jax.numpy.asarray(leaf, chosen.dtype), draw()
-        )
+        params = jax.tree.map(cast, draw())
         compare_with_torch(ours, theirs, params, (draw() for _ in range(chosen.steps)))
 
 

@@ -5,7 +5,7 @@ import json
 import pathlib
 import re
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ from neuron_optax.trees import named_leaves
 
 Shapes = dict[str, jax.ShapeDtypeStruct]
 DIRECTORY = "a directory of Orbax"
+VARIABLE = re.compile("/(raw_)?value$")  # what nnx adds to a path
 Found = Iterable[tuple[str, tuple[int, ...], bool]]  # name, shape, whether it is floats
 
 
@@ -30,10 +31,11 @@ def saved_shapes(path: pathlib.Path) -> Shapes:
 
     Returns:
       A dict of float32, whatever the dtypes were, by paths as `describe` prints them.
-      The ``value`` that Flax's nnx adds to the path of a Variable is left out.
+      The ``value`` that Flax's nnx adds to the path of every Variable is left out.
 
     Raises:
-      ValueError: for another kind of file, and for one that holds no such leaf.
+      ValueError: for another kind of file, for one that holds no such leaf, and for
+        two names that are one path.
       OSError: if it cannot be read.
       ImportError: if the package that wrote it is not there.
 
@@ -52,15 +54,32 @@ def saved_shapes(path: pathlib.Path) -> Shapes:
     if not path.exists():
         raise FileNotFoundError("no such file or directory")
     kind = DIRECTORY if path.is_dir() else path.suffix
+    if files := kind == DIRECTORY and sorted(path.glob("*.safetensors")):
+        shown = ", ".join(str(file) for file in files)
+        raise ValueError(
+            f"a directory that Orbax did not write; give a file in it: {shown}"
+        )
     if kind not in READERS:
-        pickled = " (a pickle runs code when it is read)" * (kind in PICKLES)
-        raise ValueError(f"wanted {', '.join(READERS)}, got {kind!r}{pickled}")
-    found = {name: shape for name, shape, floats in READERS[kind](path) if floats}
+        why = " (a pickle runs code when it is read)" if kind in PICKLES else ""
+        raise ValueError(f"wanted {', '.join(READERS)}, got {kind!r}{why}")
+    found = [(name, shape) for name, shape, floats in READERS[kind](path) if floats]
     if not found:
         raise ValueError("no floating or complex leaves in it")
-    blank = {name: jax.ShapeDtypeStruct(of, np.float32) for name, of in found.items()}
-    plain = lambda name: re.sub(r"/(raw_)?value$", "", name)
-    return {plain(name): shape for name, shape in named_leaves(blank)}
+    blanks = [jax.ShapeDtypeStruct(shape, np.float32) for _, shape in found]
+    return dict(zip(_paths([name for name, _ in found]), blanks, strict=True))
+
+
+def _paths(names: Sequence[str]) -> list[str]:
+    """Return the path of each name, which no other name has."""
+    paths = [path for name in names for path, _ in named_leaves({name: 0})]
+    if all(VARIABLE.search(path) for path in paths):  # as nnx saves them
+        paths = [VARIABLE.sub("", path) for path in paths]
+    first = {}
+    for name, path in zip(names, paths, strict=True):
+        if path in first:
+            raise ValueError(f"{first[path]!r} and {name!r} are both the path {path!r}")
+        first[path] = name
+    return paths
 
 
 def _npz(path: pathlib.Path) -> Found:
@@ -80,12 +99,27 @@ def _safetensors(path: pathlib.Path) -> Found:
     """Read the header: its length in 8 bytes, then JSON."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(min(length, path.stat().st_size)))
+        text = file.read(min(length, path.stat().st_size))
+    try:
+        header = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"no header of safetensors: {error}") from error
+    if not isinstance(header, dict) or len(text) < length:
+        raise ValueError("no header of safetensors: wanted a JSON object of its length")
     header.pop("__metadata__", None)
-    return [
-        (name, tuple(of["shape"]), re.match("F|BF|C", of["dtype"]) is not None)
-        for name, of in header.items()
-    ]
+    return [_entry(name, of) for name, of in header.items()]
+
+
+def _entry(name: str, of: Any) -> tuple[str, tuple[int, ...], bool]:
+    match of:
+        case {"dtype": str(dtype), "shape": [*shape]} if all(
+            type(size) is int and size >= 0 for size in shape
+        ):
+            return name, tuple(shape), re.match("F|BF|C", dtype) is not None
+    raise ValueError(
+        f"no header of safetensors: {name!r} must have a dtype and a shape of sizes "
+        f"that are at least 0, got {of!r}"
+    )
 
 
 def _orbax(path: pathlib.Path) -> Found:
@@ -103,7 +137,9 @@ def _orbax(path: pathlib.Path) -> Found:
 
 def _array(name: str, array: Any) -> tuple[str, tuple[int, ...], bool]:
     """Tell floats: NumPy does not know bfloat16 and saves it as plain bytes (V)."""
-    return name, tuple(array.shape), np.dtype(array.dtype).kind in "fcV"
+    dtype = np.dtype(array.dtype)
+    floats = dtype.kind in "fcV" and dtype.fields is None  # which a record has
+    return name, tuple(array.shape), floats
 
 
 PICKLES = ".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"

@@ -27,10 +27,10 @@ SAVED = {"params": PARAMS, "step": jnp.array(7), "momentum": {"w": jnp.ones((4, 
 DOTTED = {"layers.0.weight": ("BF16", [4, 2]), "layers.0.ids": ("I64", [4])}
 
 
-def printed(capsys, *arguments):
+def printed(capsys, *arguments, note=""):
     main([*map(str, arguments)])
     out, err = capsys.readouterr()
-    assert not err
+    assert note in err if note else not err
     return out
 
 
@@ -71,7 +71,8 @@ FORMATS = {"saved.npz": as_npz, "saved.msgpack": as_msgpack, "saved": as_orbax}
 @pytest.mark.parametrize("name", FORMATS)
 def test_what_was_saved_is_described(name, tmp_path, capsys):
     FORMATS[name](SAVED, tmp_path / name)
-    whole = printed(capsys, "describe", tmp_path / name)
+    note = "note: the entries at its top are momentum, params: --at NAME"
+    whole = printed(capsys, "describe", tmp_path / name, note=note)
     assert whole == described(capsys, SAVED)
     part = printed(capsys, "describe", tmp_path / name, "--at", "params")
     assert part == described(capsys, PARAMS) != whole
@@ -94,7 +95,9 @@ def test_the_header_of_safetensors_is_enough(tmp_path, capsys):
     expected = described(capsys, params, neuron_optax.TORCH)
     assert printed(capsys, "describe", path, "--layout", "torch") == expected
     assert "layers/0/weight  (4, 2)  (0,)" in expected
-    assert printed(capsys, "describe", path) != expected
+    note = "try --layout torch"
+    assert printed(capsys, "describe", path, note=note) != expected
+    assert f"give a file in it: {path}" in refused(capsys, "describe", tmp_path)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -159,11 +162,15 @@ def test_one_strategy_is_shown_with_its_arguments(capsys):
 def test_the_demonstration_finds_who_agrees_with_torch(name, capsys):
     pytest.importorskip("torch")
     text = printed(capsys, "compare", name, "--steps", "3")
-    head, found, columns, *rows = text.splitlines()
-    assert head.startswith(f"{name} and torch.optim.") and "in float64" in head
+    head, *notes, found, columns = text.splitlines()[:-6]
+    rows = text.splitlines()[-6:]
+    per_entry = "" if "optax" in name else " with one neuron per entry (PER_ENTRY)"
+    assert head.startswith(f"{name}{per_entry} and torch.optim.")
+    assert head.endswith("in float64")
     eps_inside_the_root = name == "optax.rmsprop"
     assert found.startswith("part first at step 1" if eps_inside_the_root else "agree")
-    assert columns.split()[0] == "step" and len(rows) == 6
+    assert any("inside the root" in note for note in notes) == eps_inside_the_root
+    assert columns.split()[0] == "step" and rows[0].split()[0] == "1"
 
 
 def test_the_demonstration_runs_in_the_dtype_that_is_asked_for(capsys):
@@ -187,6 +194,15 @@ def test_without_flax_a_file_of_flax_is_refused(capsys, monkeypatch, tmp_path):
     assert "params.msgpack: needs a package: " in said and "flax" in said
 
 
+def test_every_command_has_help_with_an_example_and_the_defaults(capsys):
+    for command in ("describe", "plan", "strategies", "compare"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        text = " ".join(capsys.readouterr().out.split())
+        assert f"Example: python -m neuron_optax {command} " in text
+        assert "(default: " in text and "default: None" not in text
+
+
 REFUSED = {  # arguments and what the message says
     "no command": ("", "command"),
     "no path": ("describe", "either a path or --model"),
@@ -204,13 +220,23 @@ def test_arguments_that_do_not_fit_are_refused(text, said, capsys):
     assert said in refused(capsys, *text.split())
 
 
+def header(text):
+    return len(text).to_bytes(8, "little") + text
+
+
 FILES = {  # content and what the message says
     "absent.npz": (None, "no such file or directory"),
     "torch.pt": (b"", "got '.pt' (a pickle runs code when it is read)"),
     "params": (b"", "wanted a directory of Orbax, .npz, .msgpack, .safetensors, got"),
     "text.npz": (b"text", "no archive of NumPy arrays"),
     "text.msgpack": (b"text", ""),
-    "text.safetensors": (b"text", ""),
+    "text.safetensors": (b"text", "no header of safetensors: "),
+    "list.safetensors": (header(b"[1]"), "no header of safetensors: wanted a JSON"),
+    "less.safetensors": (header(b'{"w": {}}'), "'w' must have a dtype and a shape"),
+    "sizes.safetensors": (
+        header(b'{"w": {"dtype": "F32", "shape": [2, -1]}}'),
+        "'w' must have a dtype and a shape of sizes that are at least 0, got {",
+    ),
 }
 
 
@@ -230,6 +256,24 @@ def test_what_is_pickled_or_holds_no_params_is_refused(tmp_path, capsys):
     np.savez(tmp_path / "steps.npz", step=np.arange(3))
     said = refused(capsys, "describe", tmp_path / "steps.npz")
     assert "no floating or complex leaves" in said
+
+
+def test_two_names_of_one_path_are_refused(tmp_path, capsys):
+    one = np.ones(2)
+    for names in (("a.b", "a/b"), ("a/value", "a/raw_value")):
+        np.savez(tmp_path / "twice.npz", **dict.fromkeys(names, one))
+        said = refused(capsys, "describe", tmp_path / "twice.npz")
+        assert all(repr(name) in said for name in names)
+    np.savez(tmp_path / "once.npz", **{"a/value": one, "a": one, "b/value": one})
+    assert "a/value" in printed(capsys, "describe", tmp_path / "once.npz")
+
+
+def test_records_are_no_params(tmp_path, capsys):
+    records = np.zeros(3, [("x", "f4"), ("y", "f4")])
+    np.savez(tmp_path / "records.npz", records=records)
+    assert "no floating" in refused(capsys, "describe", tmp_path / "records.npz")
+    np.savez(tmp_path / "more.npz", records=records, w=np.ones(3))
+    assert "records" not in printed(capsys, "describe", tmp_path / "more.npz")
 
 
 def test_the_process_ends_with_code_2_and_no_traceback():

@@ -32,11 +32,11 @@ PEERS = {  # ours, its name in torch and its options there
 def in_torch(name, **options):
     """Return what makes an optimizer of torch's from named parameters."""
     make = getattr(torch.optim, name)
-    return lambda named: make(named.values(), lr=0.1, **options)
+    return lambda named: make(named.values(), **{"lr": 0.1, **options})
 
 
 def compared(ours, theirs, *, params=None, grads=None, **options):
-    params = draw(1) if params is None else params
+    params = jax.tree.map(jnp.asarray, draw(1)) if params is None else params
     grads = gradients(STEPS) if grads is None else grads
     return compare_with_torch(ours, theirs, params, grads, show=False, **options)
 
@@ -157,7 +157,7 @@ RUNS = {  # start, ours and theirs after a step in float32, units between them
 @pytest.mark.parametrize(("start", "ours", "theirs", "ulp"), RUNS.values(), ids=RUNS)
 def test_units_are_those_of_the_largest_weight_so_far(start, ours, theirs, ulp):
     runs = (start, start), (ours, theirs)
-    pairs = ({"w": (np.array([x]), np.array([y]))} for x, y in runs)
+    pairs = ({"w": (np.array([x, 0.0]), np.array([y, 0.0]))} for x, y in runs)
     comparison = compare_runs(pairs, {"w": np.dtype("float32")}, 0.0)
     assert comparison.differences[0].ulp == pytest.approx(ulp)
     assert (comparison.parting is None) == (ulp == 0)
@@ -166,7 +166,11 @@ def test_units_are_those_of_the_largest_weight_so_far(start, ours, theirs, ulp):
 def test_nan_on_one_side_is_where_they_part_and_on_both_is_not():
     grads = gradients(3)
     grads[1]["Dense_0"]["bias"][2] = np.nan
-    assert compared(optax.sgd(0.1), in_torch("SGD"), grads=grads).parting is None
+    agreed = compared(optax.sgd(0.1), in_torch("SGD"), grads=grads)
+    count = sum(map(np.size, jax.tree.leaves(grads[0])))
+    assert agreed.parting is None and agreed.unseen == (1, count, 2)
+    said = f"in float32; 1 of {count} entries are finite on neither side, the first in"
+    assert said in str(agreed).splitlines()[0]
     skipping = optax.chain(optax.zero_nans(), optax.sgd(0.1))
     parting = compared(skipping, in_torch("SGD"), grads=grads).parting
     assert (parting.step, parting.path, parting.entry) == (2, "Dense_0/bias", (2,))
@@ -183,7 +187,7 @@ def test_the_first_line_says_where_they_part_and_the_table_how_far(capsys):
     head, names, *rows = capsys.readouterr().out.splitlines()
     assert [head, names, *rows] == str(comparison).splitlines()
     where = "part first at step 2, b, entry (1,): ours 0.95, torch's 0.9, 4.19e+05 ulp"
-    assert head == where
+    assert head == f"{where}, in float32"
     assert names.split() == ["step", "path", "absolute", "relative", "ulp"]
     assert [row.split()[:2] for row in rows] == [[s, p] for s in "12" for p in "ab"]
     assert rows[3].split()[2:] == ["0.05", "0.0526", "4.19e+05"]
@@ -213,6 +217,12 @@ def test_what_cannot_be_compared_is_refused():
     for params in ({"w": jnp.ones(2, complex)}, {"w": jnp.ones(2, int)}):
         with pytest.raises(TypeError, match="w: params must be of"):
             compared(optax.sgd(0.1), sgd, params=params)
+    for params in (draw(1), {"w": jnp.ones(2), "v": np.ones(2)}):
+        with pytest.raises(TypeError, match="float64 but jax_enable_x64 is off"):
+            compared(optax.sgd(0.1), sgd, params=params)
+    nans = [jax.tree.map(lambda leaf: np.nan * leaf, grads[0])] * 2
+    with pytest.raises(ValueError, match="finite on either side in any of 2 steps"):
+        compared(optax.sgd(0.1), sgd, grads=nans)
     with pytest.raises(ValueError, match="a tree of none"):
         compared(optax.sgd(0.1), sgd, params={})
     with pytest.raises(ValueError, match="tolerance"):
@@ -228,3 +238,6 @@ def test_an_optimizer_that_trains_nothing_is_refused():
         compared(optax.sgd(0.1), strangers)
     with pytest.raises(ValueError, match="moved no weight in 0 steps"):
         compared(optax.sgd(0.1), in_torch("SGD"), grads=[])
+    there_and_back = [{"w": jnp.ones(2)}, {"w": -jnp.ones(2)}]
+    options = {"params": {"w": jnp.ones(2)}, "grads": there_and_back}
+    assert compared(optax.sgd(0.5), in_torch("SGD", lr=0.5), **options).parting is None

@@ -42,7 +42,7 @@ def compare_with_torch(
 
     with :math:`w'` torch's, so that a weight that passes zero, where its own ulp is as
     small as you like, is measured by what was rounded on its way there. Two NaN, or two
-    equal infinities, agree; one alone is infinitely far.
+    equal infinities, agree, and are counted; one alone is infinitely far.
 
     Args:
       jax_optimizer: any transformation that needs no extra arguments; its ``update``
@@ -50,7 +50,7 @@ def compare_with_torch(
       torch_optimizer: makes torch's optimizer (anything with ``step()``) of the
         parameters by the path of their leaf, in the order of the tree.
       params: weights to start from, of float64, float32, float16 or bfloat16; torch's
-        are of the same dtype.
+        are of the same dtype. NumPy arrays of float64 need ``jax_enable_x64``.
       gradients: for every step a tree with the leaves of ``params``, cast to their
         dtypes.
       neurons: what is a row of torch's tensors, as ``neurons`` of the strategies. Such
@@ -63,15 +63,17 @@ def compare_with_torch(
       show: print the result.
 
     Returns:
-      A `Comparison`, whose first line says where they part first.
+      A `Comparison`, whose first line says where they part first, in which dtypes,
+      and how many entries are finite on neither side.
 
     Raises:
-      TypeError: naming the leaf, for other dtypes; if ``torch_optimizer`` returns what
-        has no ``step``.
+      TypeError: naming the leaf, for other dtypes, and for float64 while
+        ``jax_enable_x64`` is off, which would make it float32; if ``torch_optimizer``
+        returns what has no ``step``.
       ValueError: if there are no params; naming the step, for gradients with other
         leaves or shapes than ``params``; if torch's optimizer moves nothing in all
-        steps, as happens to one that does not hold the parameters it was given; as
-        ``jax_optimizer``.
+        steps, as happens to one that does not hold the parameters it was given; if no
+        entry is finite on either side after any step; as ``jax_optimizer``.
 
     Note:
       Stacked copies are more rows of one tensor: what torch does with whole matrices
@@ -84,7 +86,7 @@ def compare_with_torch(
       >>> halves = [{"kernel": jnp.full((3, 2), 0.5)}] * 2
       >>> sgd = lambda named: torch.optim.SGD(named.values(), lr=0.5)
       >>> comparison = compare_with_torch(optax.sgd(0.5), sgd, params, halves)
-      agree within 0 ulp in all 2 steps
+      agree within 0 ulp in all 2 steps, in float32
       step  path    absolute  relative  ulp
       1     kernel  0         0         0
       2     kernel  0         0         0
@@ -93,9 +95,10 @@ def compare_with_torch(
       "step 1, kernel, entry (0, 0): ours 0.875, torch's 0.75, 1.05e+06 ulp"
     """
     require_within("tolerance", tolerance, 0)
-    params = jax.tree.map(jnp.asarray, unbox(params))
+    params = unbox(params)
+    _check_dtypes(dict(named_leaves(params)))
+    params = jax.tree.map(jnp.asarray, params)
     dtypes = {path: leaf.dtype for path, leaf in named_leaves(params)}
-    _check_dtypes(dtypes)
     axes = as_layout(neurons).resolve(params)
     runs = _side_by_side(jax_optimizer, torch_optimizer, params, gradients, axes)
     comparison = compare_runs(runs, dtypes, tolerance)
@@ -115,7 +118,7 @@ def _side_by_side(
         kind = type(optimizer).__name__
         raise TypeError(f"torch_optimizer must return an optimizer, got {kind}")
     state, update = jax_optimizer.init(params), jax.jit(jax_optimizer.update)
-    step = 0
+    step, moved = 0, False
     yield _pairs(params, theirs, axes)
     for step, grads in enumerate(gradients, start=1):
         grads = _gradients(step, unbox(grads), params)
@@ -124,8 +127,10 @@ def _side_by_side(
         for path, gradient in named_leaves(grads):
             theirs[path].grad = _rows(axes[path], gradient)
         optimizer.step()
+        at = ((of.detach(), tensors[path]) for path, of in theirs.items())
+        moved = moved or not all(torch.equal(now, start) for now, start in at)
         yield _pairs(params, theirs, axes)
-    if all(torch.equal(of.detach(), tensors[path]) for path, of in theirs.items()):
+    if not moved:
         raise ValueError(
             f"torch's optimizer moved no weight in {step} steps: does it hold the "
             "parameters that torch_optimizer was given, and are there gradients that "
@@ -180,9 +185,16 @@ def _gradients(step: int, grads: Any, params: Any) -> Any:
     return map_named(cast, params)
 
 
-def _check_dtypes(dtypes: dict[str, np.dtype]) -> None:
-    if not dtypes:
+def _check_dtypes(leaves: dict[str, Any]) -> None:
+    if not leaves:
         raise ValueError("params must have leaves, got a tree of none")
-    for path, dtype in dtypes.items():
+    for path, leaf in leaves.items():
+        kept = jnp.result_type(leaf)  # by jax, which makes float64 float32 unless told
+        dtype = getattr(leaf, "dtype", kept)
         if dtype.name not in DTYPES:
             raise TypeError(f"{path}: params must be of {DTYPES}, got {dtype}")
+        if dtype != kept:
+            raise TypeError(
+                f"{path}: params are {dtype} but jax_enable_x64 is off, so that they "
+                f"would be {kept}: turn it on, or give params of {kept}"
+            )

@@ -62,28 +62,57 @@ class Parting(NamedTuple):
         return f"{where}: {both}, {self.ulp:.3g} ulp"
 
 
+class Unseen(NamedTuple):
+    """Entries that cannot be told apart: they are finite on neither side.
+
+    Attributes:
+      entries: how many, in the step that has the most.
+      of: as many entries there are in all leaves.
+      step: in which there are some first; 0 is the start.
+
+    Example:
+      >>> print(Unseen(3, 20, 2))
+      3 of 20 entries are finite on neither side, the first in step 2
+    """
+
+    entries: int
+    of: int
+    step: int
+
+    def __str__(self) -> str:
+        since = f"in step {self.step}" if self.step else "at the start"
+        count = f"{self.entries} of {self.of} entries"
+        return f"{count} are finite on neither side, the first {since}"
+
+
 class Comparison(NamedTuple):
     """What `compare_with_torch` found; ``str`` of it is a table.
 
     Attributes:
       differences: of every leaf after every step, step by step.
       parting: where the two part first, ``None`` if they agree.
+      dtypes: names of those in which they were compared.
+      unseen: entries that are finite on neither side, ``None`` if there are none.
 
     Example:
-      >>> print(Comparison((Difference(1, "kernel", 1e-7, 1e-7, 2.0),), None))
-      agree within 2 ulp in all 1 steps
-      step  path    absolute  relative  ulp
-      1     kernel  1e-07     1e-07     2
+      >>> print(Comparison((Difference(1, "w", 0.1, 0.1, 2.0),), None, ("float32",)))
+      agree within 2 ulp in all 1 steps, in float32
+      step  path  absolute  relative  ulp
+      1     w     0.1       0.1       2
     """
 
     differences: tuple[Difference, ...]
     parting: Parting | None
+    dtypes: tuple[str, ...]
+    unseen: Unseen | None = None
 
     def __str__(self) -> str:
         last = self.differences[-1].step
         worst = max(self.differences, key=lambda row: row.ulp)
         head = f"agree within {worst.ulp:.3g} ulp in all {last} steps"
         head = f"part first at {self.parting}" if self.parting else head
+        head = f"{head}, in {' and '.join(self.dtypes)}"
+        head = f"{head}; {self.unseen}" if self.unseen else head
         steps = {1, worst.step, last}
         if self.parting:
             steps |= {self.parting.step - 1, self.parting.step} - {0}
@@ -101,10 +130,12 @@ class Comparison(NamedTuple):
 
     def _left_out(self, steps: int, last: int) -> list[str]:
         leaves = len(self.differences) // last
-        return [
-            *[f"{steps} of {last} steps are shown"] * (steps < last),
-            *[f"of {leaves} leaves the {SHOWN} that differ most"] * (leaves > SHOWN),
-        ]
+        said = []
+        if steps < last:
+            said.append(f"{steps} of {last} steps are shown")
+        if leaves > SHOWN:
+            said.append(f"of {leaves} leaves the {SHOWN} that differ most")
+        return said
 
 
 def compare_runs(
@@ -117,12 +148,16 @@ def compare_runs(
       dtypes: of the leaves, by path; they say what the last place is.
       tolerance: units in the last place beyond which the two part.
 
+    Raises:
+      ValueError: if after no step an entry is finite on either side.
+
     Example:
       >>> runs = [{"w": (np.zeros(2), np.zeros(2))}, {"w": (np.ones(2), np.ones(2))}]
       >>> compare_runs(runs, {"w": np.dtype("float32")}, 0.0).parting is None
       True
     """
     peaks, differences, parting = dict.fromkeys(dtypes, 0.0), [], None
+    unseen = []
     for step, pairs in enumerate(runs):
         peaks = {path: _peak(peaks[path], *pair) for path, pair in pairs.items()}
         units = {path: _unit(peaks[path], dtypes[path]) for path in pairs}
@@ -132,7 +167,27 @@ def compare_runs(
             differences.append(Difference(step, path, *largest))
         if parting is None:
             parting = _parting(step, pairs, apart, dtypes, tolerance)
-    return Comparison(tuple(row for row in differences if row.step), parting)
+        unseen.append(_unseen(step, pairs.values()))
+    if all(of.entries == of.of for of in unseen[1:]):
+        raise ValueError(
+            f"no entry is finite on either side in any of {len(unseen) - 1} steps: "
+            "nothing can be compared; are params and gradients finite?"
+        )
+    some = [of for of in unseen if of.entries]
+    most = (
+        max(some, key=lambda of: of.entries)._replace(step=some[0].step)
+        if some
+        else None
+    )
+    names = tuple(sorted({dtype.name for dtype in dtypes.values()}))
+    after = tuple(row for row in differences if row.step)
+    return Comparison(after, parting, names, most)
+
+
+def _unseen(step: int, pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> Unseen:
+    """Count the entries that are finite on neither side after a step."""
+    neither = [~np.isfinite(ours) & ~np.isfinite(theirs) for ours, theirs in pairs]
+    return Unseen(int(sum(map(np.sum, neither))), sum(map(np.size, neither)), step)
 
 
 def _peak(peak, ours, theirs) -> np.ndarray:
