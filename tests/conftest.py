@@ -1,9 +1,18 @@
-"""A rank that broadcasts by accident is an error; float64 comes by fixture."""
+"""A rank that broadcasts by accident is an error; float64 comes by fixture.
+
+Compiled programs are kept beside pytest's own cache, for workers, lanes and mutants
+that run the same ones.
+"""
 
 import os
+import pathlib
 
 QUICK = "--xla_backend_optimization_level=0"  # quick to compile, slow to run
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK}".strip()
+
+PROGRAMS = pathlib.Path(__file__).parents[1] / ".pytest_cache" / "programs"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(PROGRAMS))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import jax  # noqa: E402  after the flags that it reads
 import pytest  # noqa: E402
