@@ -183,7 +183,8 @@ def test_a_fan_in_may_be_cut_in_pieces():
     with jax.set_mesh(mesh):
         grads = jax.device_put(grads, PartitionSpec("d", None))
         updates, _ = jax.jit(optimizer.update)(grads, optimizer.init(grads))
-    np.testing.assert_array_equal(updates, plain)
+    np.testing.assert_allclose(updates, plain, rtol=1e-6)  # one of them is jitted
+    assert not updates[:, 1].any() and plain[:, 0].all()
     assert updates.sharding.spec == PartitionSpec("d", None)
 
 
