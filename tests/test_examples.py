@@ -20,12 +20,11 @@ PICTURES = {
     "train_recommender": ["recommender.png"],
 }
 SHOWN = {"train_digits": "strategy  ", "train_recommender": "tables  "}  # in README
-SLOW = {
-    *("continue_from_pytorch", "plan_memory"),
-    *("read_the_rates", "train_recommender"),
-}
+QUICK = {"choose_neurons", "compose_a_strategy", "train_digits", "train_flax_linen"}
 RUN = [
-    pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem in SLOW))
+    pytest.param(
+        path, id=path.stem, marks=[pytest.mark.slow] * (path.stem not in QUICK)
+    )
     for path in EXAMPLES
 ]
 

@@ -13,6 +13,7 @@ from tests.contract_models import ROUNDING, contenders, normal, run
 from tests.pieces import CUT, NAMED, SPECS, apart, draws, in_pieces, jitted, mesh
 
 __all__ = ["mesh"]  # a fixture
+pytestmark = pytest.mark.slow
 
 WHOLE_ONLY = "redistribute", "per_layer"  # they see all neurons of a layer
 ROWS = [
@@ -24,13 +25,7 @@ ROWS = [
 CLOSE = {"rtol": 1e-6, "atol": 1e-6}  # the order of summation, in float32
 
 
-@pytest.mark.parametrize(
-    "check_vma",
-    [
-        pytest.param(True, id="checked"),
-        pytest.param(False, id="unchecked", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("check_vma", [True, False], ids=["checked", "unchecked"])
 @pytest.mark.parametrize("make", ROWS)
 def test_pieces_take_the_steps_of_the_whole(make, check_vma, mesh):
     optimizer = make(0.01)
@@ -49,7 +44,6 @@ def test_the_comparison_notices_a_sum_over_one_piece_alone(missing, mesh):
     assert apart(pieces, neuron_adagrad(0.01)) > 1e-4
 
 
-@pytest.mark.slow
 def test_a_fan_in_cut_unsaid_does_not_pass_the_check_of_shard_map(mesh):
     layout = FLAX.override({"kernel": Neurons(reduce_over=())})
     with pytest.raises(ValueError, match="out_specs"):
