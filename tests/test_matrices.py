@@ -303,3 +303,46 @@ def test_a_convolution_has_one_variance_for_each_output_channel():
     state = optax.tree.get(normuon(0.1).init(drawn(0)), "NeuronState")
     shapes = {path: leaf.shape for path, leaf in named_leaves(state.memory)}
     assert shapes == {"Dense_0/kernel": (1, 3), "Conv_0/kernel": (1, 1, 1, 5)}
+
+
+def rounded_step(kernel):
+    """Take a step of Newton-Schulz in numpy, every factor of a product in bfloat16."""
+    low = lambda x: x.astype(jnp.bfloat16).astype(np.float32)
+    x = kernel.T / (np.linalg.norm(kernel) + 1e-7)
+    gram = low(x) @ low(x).T
+    square = low(gram) @ low(gram)
+    both = np.float32(-4.7750) * gram + np.float32(2.0315) * square
+    return (np.float32(3.4445) * x + low(both) @ low(x)).T
+
+
+def test_factors_of_products_are_rounded_and_no_more():
+    kernel = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    step = functools.partial(orthogonalize, steps=1)
+    actual = turned(step(matmul_dtype="bfloat16"), "kernel", jnp.asarray(kernel))
+    np.testing.assert_allclose(actual, rounded_step(kernel), rtol=1e-5)
+    other = turned(step(), "kernel", jnp.asarray(kernel))
+    assert not np.allclose(actual, other, rtol=1e-4)
+
+
+def test_normuon_passes_the_rounding_on():
+    params = {"kernel": jnp.asarray(np.random.default_rng(0).normal(size=(5, 3)))}
+    grads = jax.tree.map(jnp.sin, params)
+    rounded, exact, said = (
+        optimizer.update(grads, optimizer.init(params), params)[0]["kernel"]
+        for optimizer in (
+            normuon(0.1, matmul_dtype="bfloat16"),
+            normuon(0.1),
+            optax.inject_hyperparams(normuon)(0.1, matmul_dtype="bfloat16"),
+        )
+    )
+    np.testing.assert_allclose(rounded, said, rtol=1e-3)  # their rounding amplified
+    assert not np.allclose(rounded, exact, rtol=0.1)
+
+
+def test_a_rounding_that_loses_more_is_refused():
+    with pytest.raises(TypeError, match="floating, got int8"):
+        orthogonalize(matmul_dtype=jnp.int8)
+    kernel = jnp.ones((3, 2), jnp.complex64)
+    optimizer = orthogonalize(matmul_dtype="bfloat16")
+    with pytest.raises(ValueError, match=r"kernel: .* None for complex64"):
+        optimizer.update({"kernel": kernel}, optimizer.init({"kernel": kernel}))

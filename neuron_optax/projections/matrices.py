@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Inexact
 
 from neuron_optax.axes import FLAX, Axes, Layout, MatrixAxes, Neurons, as_layout
@@ -18,7 +19,7 @@ from neuron_optax.projections.stateless import around, stateless
 from neuron_optax.rates import require_positive
 from neuron_optax.statistics import sum_square
 
-Matrices = Inexact[Array, "copies outputs inputs"]
+Matrices = Inexact[Array, "*copies outputs inputs"]
 
 
 def is_matrix(axes: Axes) -> bool:
@@ -37,6 +38,7 @@ def orthogonalize(
     steps: int | Array = 5,
     eps: float | Array = 1e-7,
     *,
+    matmul_dtype: DTypeLike | None = None,
     neurons: Layout | Neurons | MatrixAxes = FLAX,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Bring the singular values of every matrix close to 1: Muon's Newton-Schulz.
@@ -50,18 +52,23 @@ def orthogonalize(
     Args:
       steps: how often to iterate.
       eps: :math:`\epsilon > 0`, in units of the update.
+      matmul_dtype: floating dtype to which the factors of every product are rounded;
+        products are added up, and all else is kept, in at least float32. ``None`` for
+        no rounding.
       neurons: the axes that index the neurons, by leaf; all of them are the rows, the
         fan-in is the columns, and every copy along stack axes is a matrix of its own.
         Blocks count as if they were not said.
 
     Returns:
-      A transformation without state; updates are without unit. It computes in the
-      highest precision of at least float32. Leaves that have no neurons or no fan-in
-      (biases) stay as they are. Where devices share a matrix, each gathers it whole.
+      A transformation without state; updates are without unit. Without
+      ``matmul_dtype`` it computes in the highest precision of at least float32. Leaves
+      that have no neurons or no fan-in (biases) stay as they are. Where devices share a matrix, each gathers it whole.
 
     Raises:
+      TypeError: if ``matmul_dtype`` is not floating.
       ValueError: if ``eps`` is a number that is not positive or ``steps`` one below 1;
-        as `scale_per_neuron`.
+        at ``update``, for a complex leaf beside ``matmul_dtype``; as
+        `scale_per_neuron`.
       NotImplementedError: inside ``shard_map``, for a leaf that may be a piece.
 
     Reference:
@@ -76,9 +83,15 @@ def orthogonalize(
     """
     require_within("steps", steps, 1)
     require_positive("eps", eps)
+    if matmul_dtype is not None and not jnp.issubdtype(matmul_dtype, jnp.floating):
+        raise TypeError(f"matmul_dtype must be floating, got {jnp.dtype(matmul_dtype)}")
 
     def orthogonal(update, param, of):
-        iterate = functools.partial(newton_schulz, steps=steps, eps=eps)
+        if matmul_dtype is not None and jnp.iscomplexobj(update):
+            raise ValueError(f"matmul_dtype must be None for {update.dtype}")
+        iterate = functools.partial(
+            newton_schulz, steps=steps, eps=eps, matmul_dtype=matmul_dtype
+        )
         return on_matrices(iterate, of, update) if is_matrix(of) else update
 
     return stateless(orthogonal, neurons)
@@ -86,7 +99,10 @@ def orthogonalize(
 
 def on_matrices(function: Callable[[Matrices], Matrices], of: Axes, leaf: Array):
     """Apply ``function`` to the matrices of a leaf in its view."""
-    return from_matrices(of, function(to_matrices(of, leaf)), leaf)
+    matrices = to_matrices(of, leaf)
+    alone = len(matrices) == 1  # XLA multiplies a batch of one more slowly
+    new = function(matrices[0])[None] if alone else function(matrices)
+    return from_matrices(of, new, leaf)
 
 
 def to_matrices(of: Axes, leaf: Array) -> Matrices:
@@ -115,7 +131,10 @@ def _order(of: Axes) -> tuple[int, ...]:
 
 
 def newton_schulz(
-    matrices: Matrices, steps: int | Array = 5, eps: float | Array = 1e-7
+    matrices: Matrices,
+    steps: int | Array = 5,
+    eps: float | Array = 1e-7,
+    matmul_dtype: DTypeLike | None = None,
 ) -> Matrices:
     """Iterate Newton-Schulz on matrices, see `orthogonalize`."""
     a, b, c = 3.4445, -4.7750, 2.0315
@@ -124,9 +143,14 @@ def newton_schulz(
     tall = x.shape[-2] > x.shape[-1]
     x = adjoint(x) if tall else x
 
+    def product(axes, *factors):
+        low = [jnp.asarray(factor, matmul_dtype) for factor in factors]
+        return jnp.einsum(axes, *low, preferred_element_type=x.dtype)
+
     def iterate(_, x):
-        gram = x @ adjoint(x)
-        return a * x + (b * gram + c * gram @ gram) @ x
+        gram = product("...ik,...jk->...ij", x, jnp.conj(x))  # no transposed copy
+        square = product("...ik,...kj->...ij", gram, gram)
+        return a * x + product("...ik,...kj->...ij", b * gram + c * square, x)
 
     with jax.default_matmul_precision("highest"):
         if isinstance(steps, int):  # a loop of JAX would compile at every eager call

@@ -3,6 +3,7 @@
 from typing import Any
 
 import optax
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from neuron_optax.accumulators import ema
@@ -38,6 +39,7 @@ def scale_by_normuon(
     *,
     nesterov: bool = True,
     steps: int | Array = 5,
+    matmul_dtype: DTypeLike | None = None,
     neurons: NeuronsLike = FLAX,
     matrices: NeuronsLike | None = None,
     low: Scalar | None = None,
@@ -62,6 +64,8 @@ def scale_by_normuon(
       eps: :math:`\epsilon`, without unit, positive.
       nesterov: take :math:`U`; if not, :math:`M_t` in its place.
       steps: of the Newton-Schulz iteration.
+      matmul_dtype: to which the factors of its products are rounded, ``"bfloat16"``
+        where that is faster; ``None`` for no rounding. See `orthogonalize`.
       neurons: the axes that index the neurons, by leaf; each has a number :math:`v`.
         Under ``PER_LAYER``, with ``matrices=FLAX``, it is Muon.
       matrices: the axes of the matrices, see `orthogonalize`; ``None`` for ``neurons``.
@@ -97,7 +101,7 @@ def scale_by_normuon(
     )
     scaled = optax.chain(
         mean_momentum(b1, nesterov),
-        orthogonalize(steps, neurons=matrices),
+        orthogonalize(steps, matmul_dtype=matmul_dtype, neurons=matrices),
         preserve_norm(equalized, neurons=matrices),
         scale_by_shape(aspect_ratio, neurons=matrices),
     )
@@ -118,6 +122,7 @@ def normuon(
     adam_eps: Scalar = 1e-10,
     nesterov: bool = True,
     steps: int | Array = 5,
+    matmul_dtype: DTypeLike | None = None,
     auxiliary: str = AUXILIARY,
     neurons: NeuronsLike = FLAX,
     matrices: NeuronsLike | None = None,
@@ -145,6 +150,8 @@ def normuon(
       adam_eps: added to the root of its second moment, in units of the gradient.
       nesterov: Nesterov's momentum.
       steps: of the Newton-Schulz iteration.
+      matmul_dtype: to which the factors of its products are rounded, ``"bfloat16"``
+        where that is faster; ``None`` for no rounding. See `orthogonalize`.
       auxiliary: leaves whose path has this pattern in it (``re.search``) are trained by
         AdamW even if they are matrices: embeddings and the head, whose rows are tokens.
       neurons: the axes that index the neurons, by leaf. Queries, keys and values are
@@ -168,9 +175,10 @@ def normuon(
 
     Note:
       Variants are compositions of `orthogonalize`, `scale_per_neuron`, `preserve_norm`
-      and `scale_by_shape`. The authors iterate in bfloat16, here it is float32 at
-      least; of a convolution they keep one variance for each row of each tap, here it
-      is one for each output channel.
+      and `scale_by_shape`. The authors iterate in bfloat16; here it is float32 at
+      least, with ``matmul_dtype`` but for the factors of products. Of a convolution
+      they keep one variance for each row of each tap, here it is one for each output
+      channel.
 
     Reference:
       Li et al., *NorMuon* (2025), arXiv:2510.05491, as coded by its authors.
@@ -190,6 +198,7 @@ def normuon(
         eps,
         nesterov=nesterov,
         steps=steps,
+        matmul_dtype=matmul_dtype,
         neurons=neurons,
         matrices=matrices,
         low=low,
