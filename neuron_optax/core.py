@@ -24,7 +24,7 @@ from neuron_optax.axes import (
     view,
 )
 from neuron_optax.boxes import box_numbers, rebox, unbox
-from neuron_optax.numerics import widen
+from neuron_optax.numerics import widen_apart
 from neuron_optax.rates import Rate
 from neuron_optax.statistics import OF_SQUARES, Statistic, sum_square
 from neuron_optax.trees import (
@@ -141,7 +141,7 @@ def scale_per_neuron(
 
     def squares(axes, updates):
         return map_axes(
-            lambda of, u: sum_square(widen(u), None, of.reduced), axes, updates
+            lambda of, u: sum_square(widen_apart(u), None, of.reduced), axes, updates
         )
 
     def factors(axes, memory, step):
@@ -212,9 +212,9 @@ def _check_parts(statistic, accumulator, rate):
 
 def _measure(statistic, fan_in, path, update, param):
     """Measure one leaf in at least 32 bits; errors name the leaf."""
-    param = None if param is None else widen(param)
+    param = None if param is None else widen_apart(param)
     try:
-        measured = statistic(widen(update), param, fan_in)
+        measured = statistic(widen_apart(update), param, fan_in)
     except (TypeError, ValueError) as error:
         named = any(isinstance(axis, str) for axis in fan_in)
         hint = f"; reduce {fan_in} with sum_over, mean_over or max_over" * named

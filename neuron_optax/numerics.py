@@ -4,6 +4,7 @@ import math
 from numbers import Real
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
@@ -11,6 +12,17 @@ from jaxtyping import Array
 def widen(array: Any) -> Array:
     """Return ``array`` with at least 32 bits for each number."""
     return jnp.asarray(array, jnp.promote_types(jnp.result_type(array), jnp.float32))
+
+
+def widen_apart(array: Any) -> Array:
+    """Return ``widen(array)``, which XLA does not share with other uses of ``array``.
+
+    What two loops share it would keep in memory, four bytes for each entry, instead of
+    converting it as they read it.
+    """
+    dtype = jnp.result_type(array)
+    narrow = jnp.promote_types(dtype, jnp.float32) != dtype
+    return widen(jax.lax.optimization_barrier(array) if narrow else array)
 
 
 def require_number(name: str, value: Any) -> None:
