@@ -140,9 +140,11 @@ def projected(weights: Array, of: Axes) -> Array:
     size_of = jax.lax.stop_gradient(jnp.abs(weights))  # cancels below
     largest = max_over(size_of, of.reduced)
     near_one = weights / jnp.where(largest == 0, 1.0, largest)  # squares neither
-    centred = near_one - mean_over(near_one, of.reduced)  # overflow
-    size = norm(centred, None, of.reduced)  # nor underflow
+    mean = mean_over(near_one, of.reduced)  # overflow
+    centred = near_one - mean  # nor underflow
+    size = norm(centred, None, of.reduced)
     # Equal entries leave no more than the rounding of their mean; NaN stays NaN.
-    rounding = 4 * jnp.finfo(weights.dtype).eps * norm(near_one, None, of.reduced)
+    length = jnp.hypot(size, jnp.sqrt(size_over(weights, of.reduced)) * jnp.abs(mean))
+    rounding = 4 * jnp.finfo(weights.dtype).eps * length
     constant = size <= rounding
     return jnp.where(constant, 0.0, centred / jnp.where(constant, 1.0, size))

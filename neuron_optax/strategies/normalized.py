@@ -255,6 +255,10 @@ def scale_by_initial_norm(
         size = jnp.sum(norms, axis=of.output, keepdims=True) / max(count, 1)
         return jnp.where(size == 0, 0.01, size)
 
+    def at_start(of, size, weights):  # later steps do not read the weights for it
+        first = lambda: jnp.asarray(measure(of, weights), size.dtype)
+        return jax.lax.cond(jnp.any(size == 0), first, lambda: size)
+
     def init(params):
         plain = unbox(params)
         check_dtypes(plain)
@@ -272,8 +276,7 @@ def scale_by_initial_norm(
         plain, size, weights = unbox(updates), unbox(state.size), unbox(params)
         check_leaves(plain, size, weights)
         axes = layout.resolve(plain)
-        first = map_axes(measure, axes, view(axes, weights))
-        size = jax.tree.map(lambda s, f: jnp.where(s == 0, f, s), size, first)
+        size = map_axes(at_start, axes, size, view(axes, weights))
         scaled = jax.tree.map(jnp.multiply, size, view(axes, plain))
         scaled = rebox(cast_like(unview(axes, scaled), plain), updates)
         return scaled, InitialNormState(rebox(size, state.size))

@@ -73,14 +73,20 @@ FAMILY = {
     ),
     "size of biases measured after every step": Mutant(
         NORMALIZED,
-        "jnp.where(s == 0, f, s)",
-        "f",
+        "jnp.any(size == 0), first",
+        "True, first",
         parity("nero-default"),
+    ),
+    "wrong length in the rounding of equal weights": Mutant(
+        SURFACE,
+        "jnp.sqrt(size_over(weights, of.reduced)) * jnp.abs(mean)",
+        "jnp.zeros_like(size)",
+        "tests/test_surface.py",
     ),
     "neurons not centred": Mutant(
         SURFACE,
-        "centred = near_one - mean_over(near_one, of.reduced)",
-        "centred = near_one",
+        "centred = near_one - mean\n",
+        "centred = near_one\n",
         parity("nero-default"),
     ),
     "trust coefficient where a norm is zero": Mutant(
