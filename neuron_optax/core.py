@@ -3,6 +3,7 @@
 Arrays with one number per neuron keep their fan-in axes at length 1.
 """
 
+import functools
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -124,6 +125,7 @@ def scale_per_neuron(
     """
     layout = as_layout(neurons)
     inner = optax.with_extra_args_support(direction or optax.identity())
+    is_finite = _finite if direction is None else _finite_once
     _check_parts(statistic, accumulator, rate)
     if bias not in ("own", "kernel"):
         raise ValueError(f"bias must be 'own' or 'kernel', got {bias!r}")
@@ -177,22 +179,23 @@ def scale_per_neuron(
         measured = measure(axes, seen, weights)
         now = jax.tree.map(accumulator.update, memory, measured)
         others = [] if statistic in OF_SQUARES else [squares(axes, seen)]
-        finite = jax.tree.map(_finite, measured, now, *others)
+        finite = jax.tree.map(is_finite, measured, now, *others)
         sound = jax.tree.map(jnp.logical_and, finite, lent(axes, finite))
         memory = jax.tree.map(jnp.where, sound, now, memory)
         rates = lent(axes, factors(axes, memory, step))
         rates = jax.tree.map(lambda ok, r: jnp.where(ok, r, 0), sound, rates)
 
-        clean = jax.tree.map(lambda ok, g: jnp.where(ok, g, 0), sound, seen)
+        kept = rates if direction is None else sound  # zero where not sound, both
+        clean = jax.tree.map(lambda keep, g: jnp.where(keep != 0, g, 0), kept, seen)
         clean = rebox(unview(axes, clean), updates)
-        scaled, direction = move(inner, clean, state.direction, params, extra_args)
+        scaled, moved = move(inner, clean, state.direction, params, extra_args)
         scaled = view(axes, unbox(scaled))
         scaled = unview(axes, jax.tree.map(lambda r, u: r * u, rates, scaled))
         new = NeuronState(
             step=step,
             memory=rebox(memory, state.memory),
             rate=rebox(rates, state.rate) if store_rate else (),
-            direction=direction,
+            direction=moved,
         )
         return rebox(cast_like(scaled, plain), updates), cast_like(new, state)
 
@@ -228,5 +231,10 @@ def _measure(statistic, fan_in, path, update, param):
 
 
 def _finite(*numbers):
-    # As a reduction XLA computes it once per neuron; an "and" is inlined per entry.
+    return functools.reduce(jnp.logical_and, map(jnp.isfinite, numbers))
+
+
+def _finite_once(*numbers):
+    # As a reduction XLA computes it once per neuron, where entries read it as a mask;
+    # an "and" is inlined for each of them.
     return jnp.all(jnp.isfinite(jnp.stack(numbers)), axis=0)

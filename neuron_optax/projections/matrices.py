@@ -62,8 +62,8 @@ def orthogonalize(
     Returns:
       A transformation without state; updates are without unit. Without
       ``matmul_dtype`` it computes in the highest precision of at least float32. Leaves
-      that have no neurons or no fan-in (biases) stay as they are. Where devices share a matrix, each gathers it
-      whole.
+      that have no neurons or no fan-in (biases) stay as they are. Where devices share a
+      matrix, each gathers it whole.
 
     Raises:
       TypeError: if ``matmul_dtype`` is not floating.
