@@ -14,6 +14,7 @@ from neuron_optax import (
     Accumulator,
     adam_mini,
     ema,
+    identity,
     inverse_root,
     latest,
     mean_square,
@@ -26,6 +27,7 @@ from neuron_optax import (
 )
 
 DENSE = {"Dense_0": {"kernel": jnp.ones((3, 4)), "bias": jnp.ones(4)}}
+TRACE = optax.trace(1.0)
 ADAPTIVE = {
     "neuron_adagrad": neuron_adagrad,
     "neuron_rmsprop": neuron_rmsprop,
@@ -238,3 +240,31 @@ def test_boxed_params_are_trained_as_the_arrays_in_them():
         np.testing.assert_array_equal, nnx.as_pure(updates), nnx.State(expected)
     )
     assert optax.tree.get(state, "memory")["kernel"].shape == (1, 4)
+
+
+def test_the_momentum_goes_on_where_the_factor_is_zero():
+    largest = scale_per_neuron(mean_square, latest(), identity(), direction=TRACE)
+    kernel = jnp.array([[1.0, 1e-30], [1.0, 1e-30]])  # whose square is zero
+    _, state = largest.update(kernel, largest.init(kernel))
+    assert state.rate[0, 1] == 0
+    np.testing.assert_array_equal(state.direction.trace, kernel)
+
+
+def temp_bytes(optimizer, dtype):
+    """Return the memory of a donated step beside its arguments and results."""
+
+    def step(params, state, grads):
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    params = jnp.ones((512, 256), dtype)
+    jitted = jax.jit(step, donate_argnums=(0, 1))
+    lowered = jitted.lower(params, optimizer.init(params), params)
+    return lowered.compile().memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize("build", ADAPTIVE.values(), ids=ADAPTIVE)
+def test_narrow_updates_need_no_more_memory_than_wide_ones(build):
+    wide = temp_bytes(build(0.1), jnp.float32)
+    narrow = temp_bytes(build(0.1), jnp.bfloat16)
+    assert narrow <= wide + 4 * 256  # no copy of 4 bytes for each entry

@@ -102,6 +102,13 @@ def test_centring_alone_leaves_roundings_that_would_become_a_neuron():
     assert centred.norm() > 0 and (centred / centred.norm()).norm() > 0.9
 
 
+def test_entries_that_differ_by_their_rounding_alone_are_equal():
+    eps = np.finfo(np.float32).eps
+    kernel = jnp.array([[1.0, 1.0], [1.0 + eps, 1.0 + 100 * eps]], jnp.float32)
+    moved = project_neurons({"kernel": kernel})["kernel"]
+    np.testing.assert_allclose(moved, [[0, -(0.5**0.5)], [0, 0.5**0.5]], rtol=1e-2)
+
+
 @pytest.mark.parametrize("shape", [(1, 4), (1, 1, 1, 4)], ids=["Dense", "Conv"])
 def test_a_fan_in_of_one_and_biases_stay_as_they_are(shape):
     params = {

@@ -74,19 +74,31 @@ FAMILY = {
     "size of biases measured after every step": Mutant(
         NORMALIZED,
         "jnp.any(size == 0), first",
-        "True, first",
+        "jnp.ones([], bool), first",
         parity("nero-default"),
     ),
     "wrong length in the rounding of equal weights": Mutant(
         SURFACE,
         "jnp.sqrt(size_over(weights, of.reduced)) * jnp.abs(mean)",
         "jnp.zeros_like(size)",
-        "tests/test_surface.py",
+        "tests/test_surface.py -k rounding_alone",
+    ),
+    "products added up in their low dtype": Mutant(
+        MATRICES,
+        "*low, preferred_element_type=x.dtype",
+        "*low",
+        "tests/test_matrices.py -k rounded",
+    ),
+    "factors of products not rounded": Mutant(
+        MATRICES,
+        "jnp.asarray(factor, matmul_dtype)",
+        "jnp.asarray(factor)",
+        "tests/test_matrices.py -k rounded",
     ),
     "neurons not centred": Mutant(
         SURFACE,
-        "centred = near_one - mean\n",
-        "centred = near_one\n",
+        "centred = near_one - mean ",
+        "centred = near_one ",
         parity("nero-default"),
     ),
     "trust coefficient where a norm is zero": Mutant(

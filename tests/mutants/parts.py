@@ -160,9 +160,21 @@ PARTS = {
     ),
     "overflow in the momentum": Mutant(
         "core.py",
-        "lambda ok, g: jnp.where(ok, g, 0), sound, seen",
-        "lambda ok, g: g, sound, seen",
+        "lambda keep, g: jnp.where(keep != 0, g, 0), kept, seen",
+        "lambda keep, g: g, kept, seen",
         "tests/test_core.py -k overflow",
+    ),
+    "nothing for the momentum where the factor is zero": Mutant(
+        "core.py",
+        "rates if direction is None else sound",
+        "rates",
+        "tests/test_core.py -k momentum_goes_on",
+    ),
+    "an update kept in memory in 32 bits": Mutant(
+        "numerics.py",
+        "jax.lax.optimization_barrier(array) if narrow else array",
+        "array",
+        "tests/test_core.py -k narrow",
     ),
     "a bias of an overflowing kernel": Mutant(
         "core.py",
