@@ -10,14 +10,11 @@ lower. Factors are not stored, so that states differ by their second moments alo
 import argparse
 import inspect
 import json
-import os
 import platform
 import re
 import shlex
-import sys
 import textwrap
 from collections.abc import Mapping
-from importlib.metadata import version
 from typing import Any
 
 import jax
@@ -27,7 +24,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from benchmarks.step_time import cpu_model
+from benchmarks.timing import aligned, header
 from benchmarks.transformer import Model, loss, parameters
 from neuron_optax import (
     SLIM_ADAM,
@@ -57,7 +54,7 @@ def main() -> None:
     parser.add_argument("--rates", type=float, nargs="+", default=[0.003, 0.012])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     options = parser.parse_args()
-    print(header())
+    print(aligned(header("benchmarks.advice")))
     model = Model(2, options.width, vocabulary=128, batch=16)
     total = CONTENDERS * len(options.rates) * len(options.seeds) * PARTS
     with tqdm(total=total, unit="part") as bar:
@@ -156,17 +153,6 @@ def batches(modules: Any, rng: np.random.Generator, count: int, model: Model) ->
     starts = rng.integers(len(text) - model.length, size=(count, model.batch))
     places = starts[..., None] + np.arange(model.length + 1)
     return jnp.asarray(np.frombuffer(text, np.uint8)[places], jnp.int32)
-
-
-def header() -> str:
-    """Say what ran, and on what."""
-    versions = [f"{name} {version(name)}" for name in ("jax", "jaxlib", "optax")]
-    lines = {
-        "command": shlex.join(["python", "-m", "benchmarks.advice", *sys.argv[1:]]),
-        "versions": ", ".join([f"python {platform.python_version()}", *versions]),
-        "cpu": f"{cpu_model()}, {os.cpu_count()} cores",
-    }
-    return "\n".join(f"{key + ':':9} {value}" for key, value in lines.items()) + "\n"
 
 
 def table(losses: Mapping[str, tuple[float, ...]], sizes: Mapping[str, int]) -> str:

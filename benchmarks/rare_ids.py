@@ -7,12 +7,8 @@ clicks and start are drawn anew for each seed; the numbers were tuned on another
 
 import argparse
 import importlib
-import os
-import platform
-import shlex
 import sys
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +17,7 @@ import optax
 from tqdm import tqdm
 
 import neuron_optax
-from benchmarks.step_time import cpu_model
+from benchmarks.timing import aligned, header
 
 PLAIN = "SGD, sparse"
 RATE_ALONE = {  # defaults elsewhere, and whether they move touched rows alone
@@ -41,7 +37,7 @@ def main() -> None:
     options = parser.parse_args()
     sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
     example = importlib.import_module("train_recommender")
-    print(header())
+    print(aligned(header("benchmarks.rare_ids")))
     tuned = {name: example.CONTENDERS[name] for name in RATE_ALONE}
     alone = {
         name: example.Contender(tables, sparse, lambda state: 0.0)
@@ -69,17 +65,6 @@ def losses(example: Any, settings: list[Any], seed: int, bar: Any) -> list[Any]:
         return at.mean(), at[rarest].mean()
 
     return [{name: means(of) for name, of in setting.items()} for setting in settings]
-
-
-def header() -> str:
-    """Say what ran, and on what."""
-    versions = [f"{name} {version(name)}" for name in ("jax", "jaxlib", "optax")]
-    lines = {
-        "command": shlex.join(["python", "-m", "benchmarks.rare_ids", *sys.argv[1:]]),
-        "versions": ", ".join([f"python {platform.python_version()}", *versions]),
-        "cpu": f"{cpu_model()}, {os.cpu_count()} cores",
-    }
-    return "\n".join(f"{key + ':':9} {value}" for key, value in lines.items()) + "\n"
 
 
 def table(title: str, runs: tuple[Mapping[str, tuple[float, float]], ...]) -> str:

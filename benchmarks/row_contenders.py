@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 import neuron_optax
-from benchmarks.step_time import state_bytes
+from neuron_optax.memory import state_bytes
 
 RATE, EPS = 0.1, 1e-8
 

@@ -5,11 +5,7 @@ The dense step grows with the table. The sparse one should not: ``row_growth.png
 
 import argparse
 import os
-import platform
-import shlex
-import sys
 import time
-from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +17,7 @@ from tqdm import tqdm
 
 import neuron_optax
 from benchmarks.row_contenders import dense_step, sparse_step
-from benchmarks.step_time import cpu_model
+from benchmarks.timing import aligned, header, power
 
 WIDTH = 16
 SIZES = [10**4, 10**5, 10**6, 10**7]
@@ -54,7 +50,13 @@ def main() -> None:
     sizes = [size for size in SIZES if size <= options.most]
     if options.rounds < 1 or len(sizes) < 2:
         parser.error(f"needs --rounds of 1 or more and --most of {SIZES[1]} or more")
-    print(header())
+    lines = header(
+        "benchmarks.row_growth",
+        tables=f"float32 rows of {WIDTH} numbers; uniform ids, others in every call",
+        steps="row_adagrad, and neuron_adagrad of the dense gradient; donated; "
+        "milliseconds of the best call",
+    )
+    print(aligned(lines))
     best = measure(sizes, options.rounds)
     print(table(best, sizes))
     print(exponents(best, sizes))
@@ -101,21 +103,6 @@ def _optimizer(case: Case) -> Any:
     return SPARSE if case.kind == "sparse" else DENSE
 
 
-def header() -> str:
-    """Say what ran: command, versions, processor and shapes."""
-    versions = [f"{name} {version(name)}" for name in ("jax", "jaxlib", "optax")]
-    lines = {
-        "command": shlex.join(["python", "-m", "benchmarks.row_growth", *sys.argv[1:]]),
-        "versions": ", ".join([f"python {platform.python_version()}", *versions]),
-        "device": jax.devices()[0].device_kind,
-        "cpu": f"{cpu_model()}, {os.cpu_count()} cores",
-        "tables": f"float32 rows of {WIDTH} numbers; uniform ids, others in every call",
-        "steps": "row_adagrad, and neuron_adagrad of the dense gradient; donated; "
-        "milliseconds of the best call",
-    }
-    return "\n".join(f"{key + ':':9} {value}" for key, value in lines.items()) + "\n"
-
-
 def table(best: dict[Case, float], sizes: list[int]) -> str:
     """Format one row per size of the table, one column per batch."""
     columns = [("sparse", batch) for batch in BATCHES] + [("dense", DENSE_BATCH)]
@@ -130,9 +117,9 @@ def table(best: dict[Case, float], sizes: list[int]) -> str:
 def exponents(best: dict[Case, float], sizes: list[int]) -> str:
     """Fit the powers of table and batch that the milliseconds grow with."""
     sparse = lambda rows, batch: best[Case("sparse", rows, batch)]
-    by_batch = [_power(sizes, [sparse(r, b) for r in sizes]) for b in BATCHES]
-    by_size = [_power(BATCHES, [sparse(r, b) for b in BATCHES]) for r in sizes]
-    dense = _power(sizes, [best[Case("dense", rows, DENSE_BATCH)] for rows in sizes])
+    by_batch = [power(sizes, [sparse(r, b) for r in sizes]) for b in BATCHES]
+    by_size = [power(BATCHES, [sparse(r, b) for b in BATCHES]) for r in sizes]
+    dense = power(sizes, [best[Case("dense", rows, DENSE_BATCH)] for rows in sizes])
     listed = lambda values, form: ", ".join(format(value, form) for value in values)
     return "\n".join(
         [
@@ -143,10 +130,6 @@ def exponents(best: dict[Case, float], sizes: list[int]) -> str:
             f"tables of {listed(sizes, ',')}",
         ]
     )
-
-
-def _power(sizes, times):
-    return np.polyfit(np.log(sizes), np.log(times), 1)[0]
 
 
 def draw(best: dict[Case, float], sizes: list[int], path: str) -> None:

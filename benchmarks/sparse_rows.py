@@ -8,14 +8,9 @@ take turns of a few calls, in an order drawn anew for every round.
 import argparse
 import importlib.util
 import os
-import platform
-import shlex
 import statistics
-import sys
 import time
-from importlib.metadata import distributions
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
@@ -31,7 +26,7 @@ from benchmarks.row_contenders import (
     dense_step,
     sparse_step,
 )
-from benchmarks.step_time import cpu_model, quartiles
+from benchmarks.timing import aligned, header, listed, quartiles
 
 ROWS = neuron_optax.ROWS
 DENSE = {
@@ -71,7 +66,7 @@ def main() -> None:
         parser.error("needs at least 1 of everything")
     # threads of torch that spin while they wait keep the others from running
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    print(header(options))
+    print(aligned(described(options)))
     contenders = build(options)
     ids = batches(options)
     calls = measure(contenders, ids)
@@ -133,28 +128,19 @@ def measure(
     return calls
 
 
-def header(options: argparse.Namespace) -> str:
+def described(options: argparse.Namespace) -> dict[str, str]:
     """Say what ran: command, versions, processor and shapes."""
-    names = ["jax", "jaxlib", "optax", "torch", "fbgemm-gpu-cpu"]
-    here = {of.metadata["Name"].replace("_", "-"): of.version for of in distributions()}
-    versions = [f"{name} {here[name]}" for name in names if name in here]
     size = options.rows * options.width * jnp.float32.dtype.itemsize
-    lines = {
-        "command": shlex.join(
-            ["python", "-m", "benchmarks.sparse_rows", *sys.argv[1:]]
-        ),
-        "versions": ", ".join([f"python {platform.python_version()}", *versions]),
-        "device": jax.devices()[0].device_kind,
-        "cpu": f"{cpu_model()}, {os.cpu_count()} cores",
-        "table": f"float32 of ({options.rows:,}, {options.width}), {size:,} bytes",
-        "batch": f"{options.batch:,} ids",
-        "step": "lookup, gradient, update of table and state; in JAX both are donated",
-        "calls": f"{options.rounds} turns of {TURN}, other ids in each; the first of a "
+    return header(
+        "benchmarks.sparse_rows",
+        table=f"float32 of ({options.rows:,}, {options.width}), {size:,} bytes",
+        batch=f"{options.batch:,} ids",
+        step="lookup, gradient, update of table and state; in JAX both are donated",
+        calls=f"{options.rounds} turns of {TURN}, other ids in each; the first of a "
         "turn does not count",
-        "threads": "of torch and fbgemm one per core, OMP_WAIT_POLICY="
+        threads="of torch and fbgemm one per core, OMP_WAIT_POLICY="
         f"{os.environ['OMP_WAIT_POLICY']}; of JAX as it likes",
-    }
-    return "\n".join(f"{key + ':':9} {value}" for key, value in lines.items()) + "\n"
+    )
 
 
 def table(contenders: dict[str, Contender], calls: dict[str, list[float]]) -> str:
@@ -167,10 +153,10 @@ def table(contenders: dict[str, Contender], calls: dict[str, list[float]]) -> st
     ]
     for name, seconds in calls.items():
         contender, milliseconds = contenders[name], [1e3 * call for call in seconds]
-        temp = contender.temp_bytes
+        temp, by_call = contender.temp_bytes, quartiles(speeds(seconds, first))
         rows.append(
-            f"{name} | {min(milliseconds):.2f} | {quartiles(milliseconds)} | "
-            f"{min(first) / min(seconds):.2f} | {quartiles(speeds(seconds, first))} | "
+            f"{name} | {min(milliseconds):.2f} | {listed(quartiles(milliseconds))} | "
+            f"{min(first) / min(seconds):.2f} | {listed(by_call)} | "
             f"{'' if temp is None else f'{temp:,}'} | {contender.state_bytes:,}"
         )
     return "\n".join([*(f"| {row} |" for row in rows), ""])

@@ -1,186 +1,242 @@
-"""How long does a donated optimizer step take beside the optimizer everyone knows?
+"""How long does a donated optimizer step take beside the optimizers everyone knows?
 
-The contenders take turns, so that all of them meet the same disturbances.
+The contenders of a workload take turns, so that all of them meet the same disturbances.
+Their bound is a stream of the bytes that they cannot do without: params and state read
+and written, gradients read.
 """
 
 import argparse
-import os
-import platform
-import shlex
-import statistics
-import sys
-import time
-from collections.abc import Callable
-from importlib.metadata import version
-from pathlib import Path
+import dataclasses
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-import optax
 from tqdm import tqdm
 
-import neuron_optax
+from benchmarks import contenders, torch_contenders
+from benchmarks.contenders import OPTAX, OURS, STREAM
+from benchmarks.timing import (
+    Comparison,
+    Runner,
+    aligned,
+    compare,
+    header,
+    listed,
+    race,
+    table,
+)
+from benchmarks.torch_contenders import AUTHORS, TORCH
+from benchmarks.workloads import WORKLOADS, count, draw
 
-
-class Contender(NamedTuple):
-    """An optimizer, the name of its baseline and the ratio it should not exceed."""
-
-    optimizer: optax.GradientTransformation
-    baseline: str
-    bar: float | None = None
-
-
+MATRICES = ("normuon", "muown", "namo_d")
+FAST = [name for name in OPTAX if name != "optax.muon"]
+SIMPLE = ["neuron_adagrad", "neuron_rmsprop", "adam_mini"]
+SOME = [STREAM, "optax.adagrad", "optax.rmsprop", "optax.adam", *SIMPLE]
 CONTENDERS = {
-    "optax.adagrad": Contender(optax.adagrad(1e-3), "optax.adagrad"),
-    "optax.rmsprop": Contender(optax.rmsprop(1e-3), "optax.rmsprop"),
-    "optax.adam": Contender(optax.adam(1e-3), "optax.adam"),
-    "neuron_adagrad": Contender(
-        neuron_optax.neuron_adagrad(1e-3), "optax.adagrad", bar=0.75
-    ),
-    "neuron_rmsprop": Contender(neuron_optax.neuron_rmsprop(1e-3), "optax.rmsprop"),
-    "adam_mini": Contender(neuron_optax.adam_mini(1e-3), "optax.adam", bar=1.0),
-    "weight_norm_adam": Contender(neuron_optax.weight_norm_adam(1e-3), "optax.adam"),
+    "dense": [
+        *(STREAM, *FAST, *SIMPLE, "weight_norm_adam", "neuron_lamb", "nero"),
+        *(*TORCH, "adam-mini", "pytorch_optimizer Nero"),
+    ],
+    "transformer": [STREAM, *OPTAX, *OURS, *TORCH, "pytorch_optimizer NorMuon"],
+    "small": [*SOME, *TORCH],
+    "convolutional": [*SOME, *TORCH],
+    "bfloat16": [*SOME, *TORCH],
+    "embeddings": [*SOME, "optax.sm3", "optax.adafactor", "rowwise_adagrad", *TORCH],
+    "matrices": [STREAM, "optax.muon", "normuon"],
 }
+SECONDS = {
+    **{"dense": 80.0, "transformer": 45.0, "small": 10.0, "convolutional": 20.0},
+    **{"bfloat16": 30.0, "embeddings": 30.0, "matrices": 60.0},
+}
+LEAST = {"matrices": 3}  # rounds, each of half a minute
 
 
-class Timing(NamedTuple):
-    """Seconds to compile, seconds of every call in order, bytes of the state."""
+class Bar(NamedTuple):
+    """The most that ``ours`` may take: a share of another, or of its bound."""
 
-    compile_time: float
-    calls: list[float]
+    workload: str
+    ours: str
+    other: str | None
+    most: float
+
+
+BARS = [
+    Bar("dense", "neuron_adagrad", "optax.adagrad", 0.62),
+    Bar("dense", "neuron_adagrad", None, 1.40),
+    Bar("dense", "neuron_rmsprop", "optax.rmsprop", 0.62),
+    Bar("dense", "neuron_rmsprop", None, 1.40),
+    Bar("dense", "adam_mini", "optax.adam", 0.85),
+    Bar("dense", "adam_mini", None, 1.45),
+    Bar("dense", "adam_mini", "adam-mini", 1 / 3),
+    Bar("dense", "neuron_lamb", "optax.lamb", 1.10),
+    Bar("matrices", "normuon", "optax.muon", 1.10),
+    Bar("bfloat16", "neuron_adagrad", None, 2.00),
+    Bar("bfloat16", "neuron_rmsprop", None, 2.00),
+    Bar("bfloat16", "adam_mini", None, 2.00),
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What is known of one contender.
+
+    Attributes:
+      baseline: with what it is compared.
+      took: its calls beside the baseline's.
+      bound: the least it can take, in calls of the stream.
+      over_bound: quartiles of its calls over that, by round.
+      ratio_of_bound: its shortest call over that of the stream's shortest.
+      state_bytes: of the state.
+      temp_bytes: of memory beside arguments and results, if known.
+      compile_s: seconds to compile, if it was.
+    """
+
+    baseline: str
+    took: Comparison
+    bound: float
+    over_bound: tuple[float, float, float]
+    ratio_of_bound: float
     state_bytes: int
+    temp_bytes: int | None
+    compile_s: float | None
 
 
-def main() -> None:
-    """Print what ran, on what, and one row per contender."""
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    """Print what ran, on what, one table per workload and one line per bar."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.step_time", description=__doc__
     )
-    parser.add_argument("--width", type=int, default=2048, help="rows and columns")
-    parser.add_argument("--layers", type=int, default=12, help="kernels")
-    parser.add_argument("--repeats", type=int, default=100, help="calls of each step")
-    options = parser.parse_args()
-    if options.repeats < 2 or min(options.width, options.layers) < 1:
-        parser.error("needs --repeats of 2 or more, --width and --layers of 1 or more")
-    print(header(options))
-    timings = measure(
-        lambda seed: kernels(seed, options.layers, options.width), options.repeats
+    parser.add_argument("--workloads", nargs="+", default=[*WORKLOADS])
+    parser.add_argument("--seconds", type=float, help="for each workload")
+    parser.add_argument("--only", nargs="+", help="contenders, beside their baselines")
+    options = parser.parse_args(arguments)
+    if unknown := set(options.workloads) - WORKLOADS.keys():
+        parser.error(f"workloads are {', '.join(WORKLOADS)}, got {sorted(unknown)}")
+    lines = header(
+        "benchmarks.step_time",
+        arguments,
+        step="params and state donated; contenders take turns, in an order drawn anew",
     )
-    print(table(timings))
-
-
-def kernels(seed: int, layers: int, width: int) -> dict[str, jax.Array]:
-    """Draw square float32 kernels whose columns have norms around one."""
-    keys = jax.random.split(jax.random.key(seed), layers)
-    return {
-        f"layer{number:02}": jax.random.normal(key, (width, width)) / width**0.5
-        for number, key in enumerate(keys)
+    print(aligned(lines))
+    rows = {}
+    for name in options.workloads:
+        seconds = SECONDS[name] if options.seconds is None else options.seconds
+        rows[name] = measure(name, seconds, options.only)
+        print(f"## {name}: {described(name)}\n\n{formatted(rows[name])}")
+    print(reached(rows))
+    plain = {
+        name: {which: dataclasses.asdict(row) for which, row in of.items()}
+        for name, of in rows.items()
     }
+    return {"header": lines, **plain}
 
 
-def measure(draw: Callable[[int], Any], repeats: int) -> dict[str, Timing]:
-    """Compile every contender's step, then time ``repeats`` rounds of one call each."""
-    grads = draw(0)
-    steps, carried, timings = {}, {}, {}
-    calls = tqdm(total=len(CONTENDERS) * (repeats + 1), desc="steps", unit="step")
-    for name, contender in CONTENDERS.items():
-        params = draw(1)
-        state = jax.jit(contender.optimizer.init)(params)
-        start = time.perf_counter()
-        steps[name] = compiled_step(contender.optimizer, params, state, grads)
-        compile_time = time.perf_counter() - start
-        # the first call allocates, so it does not count
-        carried[name] = jax.block_until_ready(steps[name](params, state, grads))
-        timings[name] = Timing(
-            compile_time, [], state_bytes(contender.optimizer, params)
-        )
-        calls.update()
-    for _ in range(repeats):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            carried[name] = jax.block_until_ready(step(*carried[name], grads))
-            timings[name].calls.append(time.perf_counter() - start)
-            calls.update()
-    calls.close()
-    return timings
+def measure(workload: str, seconds: float, only: list[str] | None) -> dict[str, Row]:
+    """Return a row for every contender of a workload that can take part."""
+    names = [name for name in CONTENDERS[workload] if _wanted(name, only)]
+    for name in [*names]:
+        if name in TORCH | AUTHORS and (why := torch_contenders.missing(name)):
+            print(f"{name} is left out: {why}\n")
+            names.remove(name)
+    shapes = WORKLOADS[workload]()
+    runners = build(names, shapes)
+    steps = {name: runner.step for name, runner in runners.items()}
+    calls = race(steps, seconds, LEAST.get(workload, 5), workload)
+    size = count(shapes)[2]
+    return {name: _row(name, runners[name], calls, size) for name in names}
 
 
-def compiled_step(
-    optimizer: optax.GradientTransformation, params: Any, state: Any, grads: Any
-) -> Callable[..., Any]:
-    """Compile params, state, grads -> params, state; the old ones are overwritten."""
-
-    def step(params, state, grads):
-        updates, state = optimizer.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
-    return jax.jit(step, donate_argnums=(0, 1)).lower(params, state, grads).compile()
+def _wanted(name: str, only: list[str] | None) -> bool:
+    chosen = only or [name]
+    return name == STREAM or name in chosen or name in map(baseline, chosen)
 
 
-def state_bytes(optimizer: optax.GradientTransformation, params: Any) -> int:
-    """Count the bytes of the state without making one."""
-    leaves = jax.tree.leaves(jax.eval_shape(optimizer.init, params))
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+def baseline(name: str) -> str:
+    """Name what a contender is compared with."""
+    if name == STREAM or name in OPTAX:
+        return name
+    others = contenders.BASELINES | torch_contenders.BASELINES
+    return others.get(name, "optax.adam")
 
 
-def header(options: argparse.Namespace) -> str:
-    """Say what ran: command, versions, device and shapes."""
-    shape = f"({options.width}, {options.width})"
-    size = options.layers * options.width**2 * jnp.float32.dtype.itemsize
-    versions = [f"{name} {version(name)}" for name in ("jax", "jaxlib", "optax")]
-    lines = {
-        "command": shlex.join(["python", "-m", "benchmarks.step_time", *sys.argv[1:]]),
-        "versions": ", ".join([f"python {platform.python_version()}", *versions]),
-        "device": jax.devices()[0].device_kind,
-        "cpu": f"{cpu_model()}, {os.cpu_count()} cores",
-        "params": f"{options.layers} float32 kernels of {shape}, {size:,} bytes",
-        "step": "params and state donated, best and quartiles of "
-        f"{options.repeats} interleaved calls",
-    }
-    return "\n".join(f"{key + ':':9} {value}" for key, value in lines.items()) + "\n"
+def build(names: list[str], shapes: Any) -> dict[str, Runner]:
+    """Compile or make the step of every contender, each with params of its own."""
+    grads = draw(shapes, 0)
+    runners = {}
+    for name in tqdm(names, desc="compile", unit="step"):
+        if name in TORCH | AUTHORS:
+            runners[name] = torch_contenders.eager(name, shapes)
+        else:
+            runners[name] = contenders.compiled(name, shapes, grads)
+    return runners
 
 
-def cpu_model() -> str:
-    """Name the processor, as the kernel does where it does."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    models = (line.split(":", 1)[1] for line in lines if line.startswith("model name"))
-    return next(models, platform.processor()).strip()
+def _row(
+    name: str, runner: Runner, calls: dict[str, list[float]], params_bytes: int
+) -> Row:
+    least = (3 * params_bytes + 2 * runner.state_bytes) / (3 * params_bytes)
+    streams = [least * call for call in calls[STREAM]]
+    bounded = compare(calls[name], streams)
+    return Row(
+        baseline(name),
+        compare(calls[name], calls[baseline(name)]),
+        least,
+        bounded.by_round,
+        bounded.ratio,
+        runner.state_bytes,
+        runner.temp_bytes,
+        runner.compile_s,
+    )
 
 
-def table(timings: dict[str, Timing]) -> str:
-    """Format one row per contender, then one line per bar."""
-    rows = [
-        "contender | baseline | min ms | quartiles ms | ratio of min | "
-        "quartiles of ratio by round | state bytes | compile s",
-        "--- | --- | --: | --: | --: | --: | --: | --:",
+def described(workload: str) -> str:
+    """Say how large a workload is."""
+    leaves, params, size = count(WORKLOADS[workload]())
+    return f"{params:,} parameters in {leaves} leaves, {size:,} bytes"
+
+
+def formatted(rows: dict[str, Row]) -> str:
+    """Format one line per contender."""
+    head = [
+        *("contender", "min ms", "quartiles ms", "beside", "ratio of min"),
+        *("quartiles of ratio by round", "over its bound, min", "by round"),
+        *("state bytes", "temp bytes", "compile s"),
     ]
-    bars = []
-    for name, (_, baseline, bar) in CONTENDERS.items():
-        timing, base = timings[name], timings[baseline]
-        ratio = min(timing.calls) / min(base.calls)
-        rounds = [
-            ours / theirs for ours, theirs in zip(timing.calls, base.calls, strict=True)
-        ]
-        milliseconds = [1e3 * call for call in timing.calls]
-        rows.append(
-            f"{name} | {baseline} | {min(milliseconds):.2f} | "
-            f"{quartiles(milliseconds)} | {ratio:.2f} | {quartiles(rounds)} | "
-            f"{timing.state_bytes:,} | {timing.compile_time:.2f}"
+    lines = []
+    for name, row in rows.items():
+        milliseconds = tuple(1e3 * value for value in row.took.quartiles)
+        lines.append(
+            [
+                *(name, f"{1e3 * row.took.best:.2f}", listed(milliseconds)),
+                *(row.baseline, f"{row.took.ratio:.2f}", listed(row.took.by_round)),
+                *(f"{row.ratio_of_bound:.2f}", listed(row.over_bound)),
+                *(f"{row.state_bytes:,}", _known(row.temp_bytes, ",")),
+                _known(row.compile_s, ".2f"),
+            ]
         )
-        if bar is not None:
-            bars.append(
-                f"{name} / {baseline}: {ratio:.2f} by the minima, "
-                f"{statistics.median(rounds):.2f} in the median round; bar {bar:.2f}"
-            )
-    return "\n".join([*(f"| {row} |" for row in rows), "", *bars])
+    return table(head, lines)
 
 
-def quartiles(values: list[float]) -> str:
-    """Format the 25th, 50th and 75th percentile."""
-    cuts = statistics.quantiles(values, n=4, method="inclusive")
-    return " / ".join(f"{cut:.2f}" for cut in cuts)
+def _known(value, form):
+    return "" if value is None else format(value, form)
+
+
+def reached(rows: dict[str, dict[str, Row]]) -> str:
+    """Format one line per bar whose contenders took part."""
+    lines = []
+    for workload, ours, other, most in BARS:
+        of = rows.get(workload, {})
+        if ours not in of or (other and other not in of):
+            continue
+        if other:
+            best = of[ours].took.best / of[other].took.best
+            middle = of[ours].took.quartiles[1] / of[other].took.quartiles[1]
+        else:
+            best, middle = of[ours].ratio_of_bound, of[ours].over_bound[1]
+        sign = "reached" if best <= most else "missed"
+        lines.append(
+            f"{workload}: {ours} / {other or 'its bound'}: {best:.2f} by the minima, "
+            f"{middle:.2f} by the medians; bar {most:.2f}: {sign}"
+        )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ class Model(NamedTuple):
     length: int = 64
 
 
-def parameters(model: Model, at: Callable[..., NamedSharding]) -> Any:
+def parameters(model: Model, at: Callable[..., NamedSharding | None]) -> Any:
     """Return the parameters, named as by Flax, each axis with its mesh axis."""
 
     def leaf(*axes):

@@ -1,0 +1,86 @@
+"""Optimizers in JAX: a stream of the same bytes, Optax's and ours."""
+
+import time
+from typing import Any
+
+import jax
+import optax
+
+from benchmarks.timing import Runner
+from benchmarks.workloads import draw
+from neuron_optax import FLAX, strategies
+from neuron_optax.memory import state_bytes
+from neuron_optax.trees import map_named
+
+RATE = 1e-3
+STREAM = "stream"  # params - rate * grads: no optimizer moves fewer bytes
+OPTAX = {
+    f"optax.{name}": make(RATE)
+    for name, make in {
+        "adagrad": optax.adagrad,
+        "rmsprop": optax.rmsprop,
+        "adam": optax.adam,
+        "lamb": optax.lamb,
+        "fromage": optax.fromage,
+        "adafactor": optax.adafactor,
+        "sm3": optax.sm3,
+        "muon": optax.contrib.muon,
+    }.items()
+}
+MORE = {  # than a learning rate
+    "layerwise": strategies.layerwise({"": RATE}),
+    "layerwise_decay": strategies.layerwise_decay(RATE, 0.5, [""]),
+}
+OURS = MORE | {
+    name: getattr(strategies, name)(RATE)
+    for name in strategies.__all__
+    if name.islower() and not name.startswith(("scale_", "row_", "layerwise"))
+}
+OPTIMIZERS = {STREAM: optax.sgd(RATE)} | OPTAX | OURS
+BASELINES = {  # of ours; all others are compared with Adam
+    **dict.fromkeys(("neuron_adagrad", "rowwise_adagrad"), "optax.adagrad"),
+    **dict.fromkeys(("neuron_rmsprop",), "optax.rmsprop"),
+    **dict.fromkeys(("neuron_lamb",), "optax.lamb"),
+    **dict.fromkeys(("nero",), "optax.fromage"),
+    **dict.fromkeys(("normuon", "muown", "namo_d"), "optax.muon"),
+}
+
+
+def optimizer_of(name: str, shapes: Any) -> optax.GradientTransformation:
+    """Return a contender; of Optax's Muon also what the matrices of a model are."""
+    if name != "optax.muon":
+        return OPTIMIZERS[name]
+    axes = FLAX.resolve(shapes)
+    said = map_named(
+        lambda path, leaf: (
+            optax.contrib.MuonDimensionNumbers(axes[path].fan_in, axes[path].output)
+            if axes[path].fan_in and axes[path].output and "embed" not in path
+            else None
+        ),
+        shapes,
+    )
+    return optax.contrib.muon(RATE, muon_weight_dimension_numbers=said)
+
+
+def compiled(name: str, shapes: Any, grads: Any) -> Runner:
+    """Compile params, state, grads -> params, state; the old ones are overwritten."""
+    optimizer = optimizer_of(name, shapes)
+
+    def step(params, state, grads):
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    params = draw(shapes, 1)
+    state = jax.jit(optimizer.init)(params)
+    start = time.perf_counter()
+    lowered = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, grads)
+    call = lowered.compile()
+    seconds = time.perf_counter() - start
+    carried = [(params, state)]
+
+    def run():
+        carried[0] = jax.block_until_ready(call(*carried[0], grads))
+
+    memory = call.memory_analysis()
+    temp = memory and memory.temp_size_in_bytes
+    return Runner(run, state_bytes(optimizer, shapes), seconds, temp)

@@ -1,0 +1,144 @@
+"""How does an optimizer step grow with parameters, with neurons and with leaves?
+
+Parameters grow at 12 leaves; neurons and leaves at 50 million parameters. The sizes of
+a contender take turns. ``growth.png`` has logarithmic axes: a power is a slope.
+"""
+
+import argparse
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from benchmarks.contenders import STREAM, compiled
+from benchmarks.timing import aligned, header, power, race, table
+from benchmarks.workloads import dense, draw
+
+NAMES = [STREAM, "optax.adagrad", "optax.adam", "neuron_adagrad", "adam_mini"]
+COLORS = ["#666666", "#DDAA33", "#CC6677", "#0072B2", "#117733"]
+MARKERS = ["x", "s", "D", "o", "^"]
+LAYERS, WIDTH = 12, 2048
+
+
+class Axis(NamedTuple):
+    """What grows: its sizes, the tree of each, and where its power is looked for."""
+
+    sizes: list[int]
+    trees: list[Any]
+    fitted: slice
+
+
+def rectangles(neurons: int, width: int) -> Any:
+    """Return kernels of so many neurons, as large as square ones of the width."""
+    kernel = jax.ShapeDtypeStruct((width**2 // neurons, neurons), jnp.float32)
+    return {f"layer_{number:03}": {"kernel": kernel} for number in range(LAYERS)}
+
+
+def pieces(leaves: int, width: int) -> Any:
+    """Return so many square kernels of about as many parameters together."""
+    return dense(leaves, round(width * math.sqrt(LAYERS / leaves)))
+
+
+def axes(width: int) -> dict[str, Axis]:
+    """Return what grows; ``width`` is that of the largest square kernels."""
+    widths = [width // 8, width // 4, width // 2, width]
+    neurons = [width // 32, width // 8, width // 2, 2 * width, 8 * width]
+    leaves = [12, 48, 100, 400]
+    return {
+        "parameters": Axis(
+            [LAYERS * of**2 for of in widths],
+            [dense(LAYERS, of) for of in widths],
+            slice(1, None),  # the smallest lies in caches
+        ),
+        "neurons of a kernel": Axis(
+            neurons, [rectangles(of, width) for of in neurons], slice(None)
+        ),
+        "leaves": Axis(leaves, [pieces(of, width) for of in leaves], slice(None)),
+    }
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    """Print a table and the powers for everything that grows, and draw them."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.growth", description=__doc__
+    )
+    parser.add_argument("--width", type=int, default=WIDTH, help="of the kernels")
+    parser.add_argument("--seconds", type=float, default=4.0, help="for each line")
+    parser.add_argument("--figure", default="benchmarks/growth.png")
+    options = parser.parse_args(arguments)
+    if options.width < 64 or options.width & (options.width - 1):
+        parser.error(f"needs a --width that is a power of two, got {options.width}")
+    lines = header("benchmarks.growth", arguments, step="donated; the shortest call")
+    print(aligned(lines))
+    grown = axes(options.width)
+    best = {
+        (name, what): measure(name, axis, options.seconds)
+        for what, axis in tqdm(grown.items(), desc="axes")
+        for name in NAMES
+    }
+    for what, axis in grown.items():
+        head = [f"ms, by {what}", *(f"{size:,}" for size in axis.sizes), "power"]
+        rows = []
+        for name in NAMES:
+            times = best[name, what]
+            slope = power(axis.sizes[axis.fitted], times[axis.fitted])
+            rows.append([name, *(f"{time:.2f}" for time in times), f"{slope:.2f}"])
+        print(table(head, rows))
+    print(reached(best))
+    draw_all(grown, best, options.figure)
+    print(f"drawn in {options.figure}")
+    found = {
+        what: {"sizes": axis.sizes, **{name: best[name, what] for name in NAMES}}
+        for what, axis in grown.items()
+    }
+    return {"header": lines, "milliseconds": found}
+
+
+def measure(name: str, axis: Axis, seconds: float) -> list[float]:
+    """Return the milliseconds of the shortest step for every size."""
+    steps = {
+        size: compiled(name, tree, draw(tree, 0)).step
+        for size, tree in zip(axis.sizes, axis.trees, strict=True)
+    }
+    calls = race({str(size): step for size, step in steps.items()}, seconds, title=name)
+    return [1e3 * min(calls[str(size)]) for size in axis.sizes]
+
+
+def reached(best: dict[tuple[str, str], list[float]]) -> str:
+    """Format what 400 leaves cost beside 12."""
+    lines = []
+    for name in NAMES:
+        first, *_, last = best[name, "leaves"]
+        bar = "; bar 1.50" * (name in ("neuron_adagrad", "adam_mini"))
+        lines.append(f"{name}: 400 leaves / 12 leaves: {last / first:.2f}{bar}")
+    return "\n".join(lines)
+
+
+def draw_all(
+    grown: dict[str, Axis], best: dict[tuple[str, str], list[float]], path: str
+) -> None:
+    """Draw milliseconds against everything that grows."""
+    matplotlib.rcParams.update({"font.size": 14, "legend.fontsize": 13})
+    figure = Figure(figsize=(16, 6), dpi=100, layout="constrained")
+    panels = figure.subplots(1, len(grown), sharey=True)
+    for panel, (what, axis) in zip(panels, grown.items(), strict=True):
+        for name, color, marker in zip(NAMES, COLORS, MARKERS, strict=True):
+            times = best[name, what]
+            panel.plot(
+                axis.sizes, times, marker, ls="-", color=color, label=name, lw=2, ms=8
+            )
+        panel.set(xscale="log", yscale="log", xlabel=what)
+        panel.yaxis.set_major_formatter("{x:g}")
+        panel.grid(alpha=0.3, which="both")
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("shortest step [ms]")
+    panels[0].legend(frameon=False, loc="upper left")
+    figure.savefig(path)
+
+
+if __name__ == "__main__":
+    main()
