@@ -1,0 +1,224 @@
+"""Which ways to write the same step does XLA make fastest? What was tried, and lost.
+
+A group of formulations takes turns; the first of each is what the others are compared
+with, and the one marked with a star is what the library does.
+"""
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from benchmarks.contenders import OPTIMIZERS
+from benchmarks.timing import aligned, compare, header, listed, race, table
+from benchmarks.workloads import dense, draw
+
+RATE = 1e-3
+apart = jax.lax.optimization_barrier
+Step = Callable[[Any, Any], Any]
+
+
+def scaled(statistic: Callable[[Any], Any], axis: int = 0) -> Step:
+    """Return a step along the gradient over the root of its mean square."""
+
+    def leaf(param, grad):
+        size = jnp.sqrt(jnp.expand_dims(statistic(grad), axis) / grad.shape[axis])
+        return param - jnp.asarray(RATE * grad / (size + 1e-8), param.dtype)
+
+    return lambda params, grads: jax.tree.map(leaf, params, grads)
+
+
+def leaf_by_leaf(params: Any, grads: Any) -> Any:
+    """Begin with a leaf when the one before it is done, while it is in caches."""
+    done, moved = None, []
+    step = scaled(lambda g: jnp.sum(g * g, 0))
+    leaves, tree = jax.tree.flatten(params)
+    for param, grad in zip(leaves, jax.tree.leaves(grads), strict=True):
+        if done is not None:
+            grad, moved[-1] = apart((grad, done))
+        done = step(param, grad)
+        moved.append(done)
+    return jax.tree.unflatten(tree, moved)
+
+
+def upcast(grad: jax.Array) -> jax.Array:
+    """Return the sum of squares in float32."""
+    return jnp.sum(jnp.square(jnp.asarray(grad, jnp.float32)), 0)
+
+
+STATISTICS = {
+    "no statistic": lambda params, grads: jax.tree.map(
+        lambda param, grad: param - RATE * grad, params, grads
+    ),
+    "sum(g * g)*": scaled(lambda g: jnp.sum(g * g, 0)),
+    "einsum": scaled(lambda g: jnp.einsum("ij,ij->j", g, g)),
+    "vdot of every column": scaled(jax.vmap(lambda c: jnp.vdot(c, c), 1)),
+    "sums of 16 blocks, summed": scaled(
+        lambda g: jnp.sum(jnp.sum((g * g).reshape(16, -1, g.shape[1]), 1), 0)
+    ),
+    "sum(g * g), leaf by leaf": leaf_by_leaf,
+    "along the contiguous axis": scaled(lambda g: jnp.sum(g * g, 1), axis=1),
+    "sum(g * g + tiny)": scaled(lambda g: jnp.sum(g * g + 1e-30, 0)),
+    "sum of squares of c * g": scaled(lambda g: jnp.sum(jnp.square(0.5 * g), 0)),
+    "slices added, then summed": scaled(
+        lambda g: jnp.sum(g[::2] * g[::2] + g[1::2] * g[1::2], 0)
+    ),
+    "ones @ (g * g)": scaled(lambda g: jnp.ones(len(g)) @ (g * g)),
+}
+NARROW = {
+    "no statistic": STATISTICS["no statistic"],
+    "converted for both loops": scaled(upcast),
+    "converted in each loop*": scaled(lambda g: upcast(apart(g))),
+}
+
+
+def newton_schulz(product: Callable[..., Any], low: Any = None) -> Callable[..., Any]:
+    """Return five steps on matrices along the last two axes."""
+
+    def iterate(x):
+        x = x / jnp.sqrt(jnp.sum(x * x, (-2, -1), keepdims=True))
+        for _ in range(5):
+            y = jnp.asarray(x, low)
+            gram = product(y, y)
+            square = jnp.asarray(gram, low)
+            both = jnp.asarray(-4.7750 * gram + 2.0315 * (square @ square), low)
+            x = jnp.asarray(3.4445 * x + both @ y, x.dtype)
+        return x
+
+    return iterate
+
+
+def transposed(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Multiply with the transpose."""
+    return x @ jnp.swapaxes(y, -1, -2)
+
+
+def contracted(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Contract the last axes, which needs no transpose."""
+    return jnp.einsum("...ik,...jk->...ij", x, y)
+
+
+def each(function: Callable[..., Any]) -> Step:
+    """Apply a function to every gradient alone."""
+    return lambda params, grads: jax.tree.map(function, grads)
+
+
+def stacked(function: Callable[..., Any]) -> Step:
+    """Apply a function to all gradients as one batch."""
+
+    def step(params, grads):
+        leaves, tree = jax.tree.flatten(grads)
+        return jax.tree.unflatten(tree, list(function(jnp.stack(leaves))))
+
+    return step
+
+
+ORTHOGONAL = {
+    "contracted, one by one*": each(newton_schulz(contracted)),
+    "transposed, one by one": each(newton_schulz(transposed)),
+    "transposed, batches of one": each(lambda g: newton_schulz(transposed)(g[None])[0]),
+    "contracted, one batch": stacked(newton_schulz(contracted)),
+    "contracted, mapped": stacked(
+        lambda batch: jax.lax.map(newton_schulz(contracted), batch)
+    ),
+    "contracted, factors in bfloat16": each(newton_schulz(contracted, jnp.bfloat16)),
+}
+
+
+def loss(params: Any, batch: jax.Array) -> jax.Array:
+    """Return the mean square of what a deep network makes of a batch."""
+    for layer in params.values():
+        batch = jnp.tanh(batch @ layer["kernel"])
+    return jnp.mean(batch**2)
+
+
+def trained(name: str) -> tuple[Any, Callable[..., Any]]:
+    """Return an optimizer's init, and a train step of a batch of 32."""
+    optimizer = OPTIMIZERS[name]
+
+    def step(params, state, grads):
+        batch = jnp.ones((32, grads["layer_000"]["kernel"].shape[0]))
+        grads = jax.grad(loss)(params, batch)
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    return optimizer.init, step
+
+
+def bare(step: Step) -> tuple[Any, Callable[..., Any]]:
+    """Return a step without state."""
+    return lambda params: (), lambda params, state, grads: (step(params, grads), state)
+
+
+def groups(width: int) -> dict[str, tuple[Any, dict[str, Any]]]:
+    """Return by question the shapes and what takes turns on them."""
+    names = ["stream", "optax.adagrad", "neuron_adagrad", "optax.adam", "adam_mini"]
+    of = lambda steps: {name: bare(step) for name, step in steps.items()}
+    low = dense(12, width, jnp.bfloat16)
+    return {
+        "statistic and step in float32": (dense(12, width), of(STATISTICS)),
+        "statistic and step in bfloat16": (low, of(NARROW)),
+        "Newton-Schulz, small": (dense(24, width // 32), of(ORTHOGONAL)),
+        "Newton-Schulz, large": (dense(6, width // 4), of(ORTHOGONAL)),
+        "a whole train step": (
+            dense(12, width),
+            {name: trained(name) for name in names},
+        ),
+    }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Print one table per group."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.formulations", description=__doc__
+    )
+    parser.add_argument("--width", type=int, default=2048, help="of 12 kernels")
+    parser.add_argument("--seconds", type=float, default=15.0, help="for each group")
+    options = parser.parse_args(arguments)
+    print(aligned(header("benchmarks.formulations", arguments)))
+    for question, (shapes, steps) in groups(options.width).items():
+        print(f"## {question}\n\n{measure(question, shapes, steps, options.seconds)}")
+
+
+def measure(question: str, shapes: Any, steps: dict[str, Any], seconds: float) -> str:
+    """Time a group, and format one line per formulation."""
+    runners, temp = {}, {}
+    grads = draw(shapes, 0)
+    for name, (init, step) in steps.items():
+        params = draw(shapes, 1)
+        state = jax.jit(init)(params)
+        jitted = jax.jit(step, donate_argnums=(0, 1))
+        call = jitted.lower(params, state, grads).compile()
+        memory = call.memory_analysis()
+        temp[name] = memory.temp_size_in_bytes if memory else 0
+        runners[name] = _stepping(call, params, state, grads)
+    calls = race(runners, seconds, title=question)
+    first = next(iter(calls.values()))
+    rows = []
+    for name, took in calls.items():
+        beside = compare(took, first)
+        times = tuple(1e3 * value for value in beside.quartiles)
+        rows.append(
+            [
+                *(name, f"{1e3 * beside.best:.2f}", listed(times)),
+                *(f"{beside.ratio:.2f}", listed(beside.by_round), f"{temp[name]:,}"),
+            ]
+        )
+    head = ["formulation", "min ms", "quartiles ms", "ratio of min", "by round"]
+    return table([*head, "temp bytes"], rows)
+
+
+def _stepping(call, params, state, grads):
+    carried = [(params, state)]
+
+    def run():
+        carried[0] = jax.block_until_ready(call(*carried[0], grads))
+
+    return run
+
+
+if __name__ == "__main__":
+    main()
