@@ -11,9 +11,12 @@ from benchmarks import growth, startup, step_time
 
 PARTS = {"step_time": step_time.main, "growth": growth.main, "startup": startup.main}
 QUICK = {
-    "step_time": ["--workloads", "small", "--seconds", "1"],
-    "growth": ["--width", "128", "--seconds", "0.1"],
-    "startup": ["--seconds", "1"],
+    "step_time": [
+        *("--workloads", "convolutional", "--seconds", "1", "--only", "adam_mini"),
+        "torch.Adam fused",
+    ],
+    "growth": ["--width", "64", "--leaves", "48", "--seconds", "0.1"],
+    "startup": ["--seconds", "1", "--least", "2"],
 }
 
 

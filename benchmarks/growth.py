@@ -12,13 +12,15 @@ import jax
 import jax.numpy as jnp
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, NullLocator
 from tqdm import tqdm
 
 from benchmarks.contenders import STREAM, compiled
 from benchmarks.timing import aligned, header, power, race, table
 from benchmarks.workloads import dense, draw
 
-NAMES = [STREAM, "optax.adagrad", "optax.adam", "neuron_adagrad", "adam_mini"]
+OURS = ["neuron_adagrad", "adam_mini"]
+NAMES = [STREAM, "optax.adagrad", "optax.adam", *OURS]
 COLORS = ["#666666", "#DDAA33", "#CC6677", "#0072B2", "#117733"]
 MARKERS = ["x", "s", "D", "o", "^"]
 LAYERS, WIDTH = 12, 2048
@@ -43,11 +45,11 @@ def pieces(leaves: int, width: int) -> Any:
     return dense(leaves, round(width * math.sqrt(LAYERS / leaves)))
 
 
-def axes(width: int) -> dict[str, Axis]:
-    """Return what grows; ``width`` is that of the largest square kernels."""
-    widths = [width // 8, width // 4, width // 2, width]
+def axes(width: int, most_leaves: int) -> dict[str, Axis]:
+    """Return what grows; ``width`` is that of the kernels where something else does."""
+    widths = [width // 4, width // 2, width, 3 * width // 2]
     neurons = [width // 32, width // 8, width // 2, 2 * width, 8 * width]
-    leaves = [12, 48, 100, 400]
+    leaves = [of for of in (12, 48, 100, 400) if of <= most_leaves]
     return {
         "parameters": Axis(
             [LAYERS * of**2 for of in widths],
@@ -67,28 +69,38 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         prog="python -m benchmarks.growth", description=__doc__
     )
     parser.add_argument("--width", type=int, default=WIDTH, help="of the kernels")
-    parser.add_argument("--seconds", type=float, default=4.0, help="for each line")
+    parser.add_argument("--leaves", type=int, default=400, help="at most")
+    parser.add_argument("--seconds", type=float, default=3.0, help="for each line")
     parser.add_argument("--figure", default="benchmarks/growth.png")
     options = parser.parse_args(arguments)
+    if options.leaves < 48:
+        parser.error(f"needs --leaves of 48 or more, got {options.leaves}")
     if options.width < 64 or options.width & (options.width - 1):
         parser.error(f"needs a --width that is a power of two, got {options.width}")
     lines = header("benchmarks.growth", arguments, step="donated; the shortest call")
     print(aligned(lines))
-    grown = axes(options.width)
+    grown = axes(options.width, options.leaves)
     best = {
         (name, what): measure(name, axis, options.seconds)
         for what, axis in tqdm(grown.items(), desc="axes")
         for name in NAMES
     }
+    powers = {}
     for what, axis in grown.items():
         head = [f"ms, by {what}", *(f"{size:,}" for size in axis.sizes), "power"]
         rows = []
         for name in NAMES:
             times = best[name, what]
             slope = power(axis.sizes[axis.fitted], times[axis.fitted])
+            powers[name, what] = slope
             rows.append([name, *(f"{time:.2f}" for time in times), f"{slope:.2f}"])
         print(table(head, rows))
-    print(reached(best))
+    print(
+        reached(
+            {name: powers[name, "parameters"] for name in OURS},
+            {name: best[name, "leaves"] for name in OURS},
+        )
+    )
     draw_all(grown, best, options.figure)
     print(f"drawn in {options.figure}")
     found = {
@@ -108,13 +120,19 @@ def measure(name: str, axis: Axis, seconds: float) -> list[float]:
     return [1e3 * min(calls[str(size)]) for size in axis.sizes]
 
 
-def reached(best: dict[tuple[str, str], list[float]]) -> str:
-    """Format what 400 leaves cost beside 12."""
+def reached(powers: dict[str, float], leaves: dict[str, list[float]]) -> str:
+    """Format one line per bar: the power of parameters, and 400 leaves beside 12."""
     lines = []
-    for name in NAMES:
-        first, *_, last = best[name, "leaves"]
-        bar = "; bar 1.50" * (name in ("neuron_adagrad", "adam_mini"))
-        lines.append(f"{name}: 400 leaves / 12 leaves: {last / first:.2f}{bar}")
+    for name in OURS:
+        least, most = 0.95, 1.05
+        sign = "reached" if least <= powers[name] <= most else "missed"
+        lines.append(
+            f"{name}: grows with the power {powers[name]:.3f} of the parameters; "
+            f"bar {least:.2f} to {most:.2f}: {sign}"
+        )
+        more, bar = leaves[name][-1] / leaves[name][0], 1.5
+        sign = "reached" if more <= bar else "missed"
+        lines.append(f"{name}: most leaves / fewest: {more:.2f}; bar {bar:.2f}: {sign}")
     return "\n".join(lines)
 
 
@@ -132,6 +150,9 @@ def draw_all(
                 axis.sizes, times, marker, ls="-", color=color, label=name, lw=2, ms=8
             )
         panel.set(xscale="log", yscale="log", xlabel=what)
+        panel.set_xticks(axis.sizes)
+        panel.xaxis.set_major_formatter(EngFormatter(places=0, sep=""))
+        panel.xaxis.set_minor_locator(NullLocator())
         panel.yaxis.set_major_formatter("{x:g}")
         panel.grid(alpha=0.3, which="both")
         panel.spines[["top", "right"]].set_visible(False)

@@ -39,13 +39,16 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.startup", description=__doc__
     )
-    parser.add_argument("--seconds", type=float, default=30.0)
+    parser.add_argument("--seconds", type=float, default=25.0)
+    parser.add_argument("--least", type=int, default=3, help="processes of each kind")
     options = parser.parse_args(arguments)
+    if options.least < 2:
+        parser.error(f"needs --least of 2 or more, got {options.least}")
     lines = header("benchmarks.startup", arguments, leaves="24 of (256, 256)")
     print(aligned(lines))
     codes = IMPORTS | FIRST_STEPS
     steps = {name: lambda code=code: run(code) for name, code in codes.items()}
-    calls = race(steps, options.seconds, least=3, title="processes")
+    calls = race(steps, options.seconds, options.least, title="processes")
     found = {
         name: compare(calls[name], calls[base]) for name, base in BASELINES.items()
     }
