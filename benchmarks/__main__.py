@@ -1,5 +1,7 @@
 """All that is said about speed, in one command: tables, ``speed.json``, a picture.
 
+``python -m benchmarks | tee benchmarks/SPEED.md`` keeps the tables.
+
 Under ten minutes on two cores. ``--quick`` shows in a minute that it runs.
 """
 
@@ -34,7 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
         found[name] = run(said + figure * (name == "growth"))
         print()
     path = options.folder / "speed.json"
-    path.write_text(json.dumps(found, indent=1) + "\n")
+    path.write_text(json.dumps(found) + "\n")
     print(f"kept in {path}")
 
 

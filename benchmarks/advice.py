@@ -24,7 +24,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from benchmarks.timing import aligned, header
+from benchmarks.timing import header, itemized
 from benchmarks.transformer import Model, loss, parameters
 from neuron_optax import (
     SLIM_ADAM,
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--rates", type=float, nargs="+", default=[0.003, 0.012])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     options = parser.parse_args()
-    print(aligned(header("benchmarks.advice")))
+    print(itemized(header("benchmarks.advice")))
     model = Model(2, options.width, vocabulary=128, batch=16)
     total = CONTENDERS * len(options.rates) * len(options.seeds) * PARTS
     with tqdm(total=total, unit="part") as bar:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from benchmarks.contenders import OPTIMIZERS
-from benchmarks.timing import aligned, compare, header, listed, race, table
+from benchmarks.timing import compare, header, itemized, listed, race, table
 from benchmarks.workloads import dense, draw
 
 RATE = 1e-3
@@ -178,7 +178,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--width", type=int, default=2048, help="of 12 kernels")
     parser.add_argument("--seconds", type=float, default=15.0, help="for each group")
     options = parser.parse_args(arguments)
-    print(aligned(header("benchmarks.formulations", arguments)))
+    print(itemized(header("benchmarks.formulations", arguments)))
     for question, (shapes, steps) in groups(options.width).items():
         print(f"## {question}\n\n{measure(question, shapes, steps, options.seconds)}")
 

@@ -16,7 +16,7 @@ from matplotlib.ticker import EngFormatter, NullLocator
 from tqdm import tqdm
 
 from benchmarks.contenders import STREAM, compiled
-from benchmarks.timing import aligned, header, power, race, table
+from benchmarks.timing import header, itemized, power, race, table
 from benchmarks.workloads import dense, draw
 
 OURS = ["neuron_adagrad", "adam_mini"]
@@ -78,7 +78,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     if options.width < 64 or options.width & (options.width - 1):
         parser.error(f"needs a --width that is a power of two, got {options.width}")
     lines = header("benchmarks.growth", arguments, step="donated; the shortest call")
-    print(aligned(lines))
+    print(itemized(lines))
     grown = axes(options.width, options.leaves)
     best = {
         (name, what): measure(name, axis, options.seconds)
@@ -102,7 +102,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         )
     )
     draw_all(grown, best, options.figure)
-    print(f"drawn in {options.figure}")
+    print(f"\ndrawn in {options.figure}")
     found = {
         what: {"sizes": axis.sizes, **{name: best[name, what] for name in NAMES}}
         for what, axis in grown.items()
@@ -127,12 +127,14 @@ def reached(powers: dict[str, float], leaves: dict[str, list[float]]) -> str:
         least, most = 0.95, 1.05
         sign = "reached" if least <= powers[name] <= most else "missed"
         lines.append(
-            f"{name}: grows with the power {powers[name]:.3f} of the parameters; "
+            f"- {name}: grows with the power {powers[name]:.3f} of the parameters; "
             f"bar {least:.2f} to {most:.2f}: {sign}"
         )
         more, bar = leaves[name][-1] / leaves[name][0], 1.5
         sign = "reached" if more <= bar else "missed"
-        lines.append(f"{name}: most leaves / fewest: {more:.2f}; bar {bar:.2f}: {sign}")
+        lines.append(
+            f"- {name}: most leaves / fewest: {more:.2f}; bar {bar:.2f}: {sign}"
+        )
     return "\n".join(lines)
 
 

@@ -17,7 +17,7 @@ import optax
 from tqdm import tqdm
 
 import neuron_optax
-from benchmarks.timing import aligned, header
+from benchmarks.timing import header, itemized
 
 PLAIN = "SGD, sparse"
 RATE_ALONE = {  # defaults elsewhere, and whether they move touched rows alone
@@ -37,7 +37,7 @@ def main() -> None:
     options = parser.parse_args()
     sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
     example = importlib.import_module("train_recommender")
-    print(aligned(header("benchmarks.rare_ids")))
+    print(itemized(header("benchmarks.rare_ids")))
     tuned = {name: example.CONTENDERS[name] for name in RATE_ALONE}
     alone = {
         name: example.Contender(tables, sparse, lambda state: 0.0)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 import neuron_optax
 from benchmarks.row_contenders import dense_step, sparse_step
-from benchmarks.timing import aligned, header, power
+from benchmarks.timing import header, itemized, power
 
 WIDTH = 16
 SIZES = [10**4, 10**5, 10**6, 10**7]
@@ -56,7 +56,7 @@ def main() -> None:
         steps="row_adagrad, and neuron_adagrad of the dense gradient; donated; "
         "milliseconds of the best call",
     )
-    print(aligned(lines))
+    print(itemized(lines))
     best = measure(sizes, options.rounds)
     print(table(best, sizes))
     print(exponents(best, sizes))

@@ -26,7 +26,7 @@ from benchmarks.row_contenders import (
     dense_step,
     sparse_step,
 )
-from benchmarks.timing import aligned, header, listed, quartiles
+from benchmarks.timing import header, itemized, listed, quartiles
 
 ROWS = neuron_optax.ROWS
 DENSE = {
@@ -66,7 +66,7 @@ def main() -> None:
         parser.error("needs at least 1 of everything")
     # threads of torch that spin while they wait keep the others from running
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    print(aligned(described(options)))
+    print(itemized(described(options)))
     contenders = build(options)
     ids = batches(options)
     calls = measure(contenders, ids)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from typing import Any
 
-from benchmarks.timing import aligned, compare, header, listed, race, table
+from benchmarks.timing import compare, header, itemized, listed, race, table
 
 BAR = 1.3
 IMPORTS = {"import jax": "import jax", "import optax": "import optax"}
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     if options.least < 2:
         parser.error(f"needs --least of 2 or more, got {options.least}")
     lines = header("benchmarks.startup", arguments, leaves="24 of (256, 256)")
-    print(aligned(lines))
+    print(itemized(lines))
     codes = IMPORTS | FIRST_STEPS
     steps = {name: lambda code=code: run(code) for name, code in codes.items()}
     calls = race(steps, options.seconds, options.least, title="processes")
@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     imported = found["import neuron_optax"]
     sign = "reached" if imported.ratio < BAR else "missed"
     print(
-        f"import neuron_optax / import optax: {imported.ratio:.2f} by the minima, "
+        f"- import neuron_optax / import optax: {imported.ratio:.2f} by the minima, "
         f"{imported.by_round[1]:.2f} in the median round; bar {BAR:.2f}: {sign}"
     )
     return {"header": lines, **{name: of._asdict() for name, of in found.items()}}

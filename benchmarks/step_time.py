@@ -16,9 +16,9 @@ from benchmarks.contenders import OPTAX, OURS, STREAM
 from benchmarks.timing import (
     Comparison,
     Runner,
-    aligned,
     compare,
     header,
+    itemized,
     listed,
     race,
     table,
@@ -115,7 +115,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         arguments,
         step="params and state donated; contenders take turns, in an order drawn anew",
     )
-    print(aligned(lines))
+    print(itemized(lines))
     rows = {}
     for name in options.workloads:
         seconds = SECONDS[name] if options.seconds is None else options.seconds
@@ -233,7 +233,7 @@ def reached(rows: dict[str, dict[str, Row]]) -> str:
             best, middle = of[ours].ratio_of_bound, of[ours].over_bound[1]
         sign = "reached" if best <= most else "missed"
         lines.append(
-            f"{workload}: {ours} / {other or 'its bound'}: {best:.2f} by the minima, "
+            f"- {workload}: {ours} / {other or 'its bound'}: {best:.2f} by the minima, "
             f"{middle:.2f} by the medians; bar {most:.2f}: {sign}"
         )
     return "\n".join(lines)

@@ -133,10 +133,9 @@ def header(
     }
 
 
-def aligned(lines: Mapping[str, str]) -> str:
-    """Format a header."""
-    width = max(map(len, lines)) + 1
-    return "\n".join(f"{key + ':':{width}} {lines[key]}" for key in lines) + "\n"
+def itemized(lines: Mapping[str, str]) -> str:
+    """Format a header as a list in Markdown."""
+    return "\n".join(f"- {key}: {value}" for key, value in lines.items()) + "\n"
 
 
 def cpu_model() -> str:
