@@ -28,15 +28,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="small, and no figures")
     parser.add_argument("--folder", type=Path, default=Path("benchmarks"))
     options = parser.parse_args(arguments)
-    found = {}
+    found, path = {}, options.folder / "speed.json"
     for name, run in PARTS.items():
         print(f"# {name}\n")
         figure = ["--figure", str(options.folder / "growth.png")]
         said = QUICK[name] if options.quick else []
         found[name] = run(said + figure * (name == "growth"))
+        path.write_text(json.dumps(found) + "\n")
         print()
-    path = options.folder / "speed.json"
-    path.write_text(json.dumps(found) + "\n")
     print(f"kept in {path}")
 
 

@@ -1,5 +1,6 @@
 """Optimizers in JAX: a stream of the same bytes, Optax's and ours."""
 
+import re
 import time
 from typing import Any
 
@@ -7,13 +8,15 @@ import jax
 import optax
 
 from benchmarks.timing import Runner
-from benchmarks.workloads import draw
+from benchmarks.workloads import as_float32, draw
 from neuron_optax import FLAX, strategies
 from neuron_optax.memory import state_bytes
+from neuron_optax.projections import is_matrix
+from neuron_optax.strategies.alias import AUXILIARY
 from neuron_optax.trees import map_named
 
 RATE = 1e-3
-STREAM = "stream"  # params - rate * grads: no optimizer moves fewer bytes
+STREAM = "stream"  # params - rate * grads in float32: no optimizer moves fewer bytes
 OPTAX = {
     f"optax.{name}": make(RATE)
     for name, make in {
@@ -36,7 +39,8 @@ OURS = MORE | {
     for name in strategies.__all__
     if name.islower() and not name.startswith(("scale_", "row_", "layerwise"))
 }
-OPTIMIZERS = {STREAM: optax.sgd(RATE)} | OPTAX | OURS
+SGD = {"optax.sgd": optax.sgd(RATE)}
+OPTIMIZERS = {STREAM: optax.sgd(RATE)} | SGD | OPTAX | OURS
 BASELINES = {  # of ours; all others are compared with Adam
     **dict.fromkeys(("neuron_adagrad", "rowwise_adagrad"), "optax.adagrad"),
     **dict.fromkeys(("neuron_rmsprop",), "optax.rmsprop"),
@@ -54,7 +58,7 @@ def optimizer_of(name: str, shapes: Any) -> optax.GradientTransformation:
     said = map_named(
         lambda path, leaf: (
             optax.contrib.MuonDimensionNumbers(axes[path].fan_in, axes[path].output)
-            if axes[path].fan_in and axes[path].output and "embed" not in path
+            if is_matrix(axes[path]) and not re.search(AUXILIARY, path)
             else None
         ),
         shapes,
@@ -65,6 +69,9 @@ def optimizer_of(name: str, shapes: Any) -> optax.GradientTransformation:
 def compiled(name: str, shapes: Any, grads: Any) -> Runner:
     """Compile params, state, grads -> params, state; the old ones are overwritten."""
     optimizer = optimizer_of(name, shapes)
+    if name == STREAM:
+        shapes = as_float32(shapes)
+        grads = draw(shapes, 0)
 
     def step(params, state, grads):
         updates, state = optimizer.update(grads, state, params)

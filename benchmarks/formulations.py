@@ -5,6 +5,7 @@ with, and the one marked with a star is what the library does.
 """
 
 import argparse
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -31,17 +32,19 @@ def scaled(statistic: Callable[[Any], Any], axis: int = 0) -> Step:
     return lambda params, grads: jax.tree.map(leaf, params, grads)
 
 
-def leaf_by_leaf(params: Any, grads: Any) -> Any:
+def leaf_by_leaf(step: Step) -> Step:
     """Begin with a leaf when the one before it is done, while it is in caches."""
-    done, moved = None, []
-    step = scaled(lambda g: jnp.sum(g * g, 0))
-    leaves, tree = jax.tree.flatten(params)
-    for param, grad in zip(leaves, jax.tree.leaves(grads), strict=True):
-        if done is not None:
-            grad, moved[-1] = apart((grad, done))
-        done = step(param, grad)
-        moved.append(done)
-    return jax.tree.unflatten(tree, moved)
+
+    def every(params, grads):
+        moved = []
+        leaves, tree = jax.tree.flatten(params)
+        for param, grad in zip(leaves, jax.tree.leaves(grads), strict=True):
+            if moved:
+                grad, moved[-1] = apart((grad, moved[-1]))
+            moved.append(step(param, grad))
+        return jax.tree.unflatten(tree, moved)
+
+    return every
 
 
 def upcast(grad: jax.Array) -> jax.Array:
@@ -59,8 +62,11 @@ STATISTICS = {
     "sums of 16 blocks, summed": scaled(
         lambda g: jnp.sum(jnp.sum((g * g).reshape(16, -1, g.shape[1]), 1), 0)
     ),
-    "sum(g * g), leaf by leaf": leaf_by_leaf,
-    "along the contiguous axis": scaled(lambda g: jnp.sum(g * g, 1), axis=1),
+    "sum(g * g), leaf by leaf": leaf_by_leaf(scaled(lambda g: jnp.sum(g * g, 0))),
+    "contiguous axis": scaled(lambda g: jnp.sum(g * g, 1), axis=1),
+    "contiguous axis, leaf by leaf": leaf_by_leaf(
+        scaled(lambda g: jnp.sum(g * g, 1), axis=1)
+    ),
     "sum(g * g + tiny)": scaled(lambda g: jnp.sum(g * g + 1e-30, 0)),
     "sum of squares of c * g": scaled(lambda g: jnp.sum(jnp.square(0.5 * g), 0)),
     "slices added, then summed": scaled(
@@ -72,6 +78,55 @@ NARROW = {
     "no statistic": STATISTICS["no statistic"],
     "converted for both loops": scaled(upcast),
     "converted in each loop*": scaled(lambda g: upcast(apart(g))),
+}
+
+
+def shared(momentum: Callable[..., Any], again: Callable[..., Any]) -> Any:
+    """Return a step of Adam-mini, and how its momentum is had for the params."""
+
+    def leaf(param, state, grad):
+        kept, size = state
+        size = 0.999 * size + 0.001 * jnp.mean(grad * grad, 0, keepdims=True)
+        new = momentum(kept, grad)
+        rate = RATE / (jnp.sqrt(size) + 1e-8)
+        return param - rate * again(kept, grad, new), (new, size)
+
+    def step(params, state, grads):
+        leaves, tree = jax.tree.flatten(params)
+        args = zip(leaves, state, jax.tree.leaves(grads), strict=True)
+        params, state = map(list, zip(*itertools.starmap(leaf, args), strict=True))
+        return jax.tree.unflatten(tree, params), state
+
+    def init(params):
+        leaves = jax.tree.leaves(params)
+        return [(jnp.zeros_like(leaf), jnp.zeros_like(leaf[:1])) for leaf in leaves]
+
+    return init, step
+
+
+def mean(kept: jax.Array, grad: jax.Array) -> jax.Array:
+    """Return the running mean."""
+    return 0.9 * kept + 0.1 * grad
+
+
+def in_blocks(kept: jax.Array, grad: jax.Array) -> jax.Array:
+    """Return the running mean, written block by block in place."""
+    rows = max(len(kept) // 16, 1)
+
+    def block(number, new):
+        cut = lambda x: jax.lax.dynamic_slice_in_dim(x, number * rows, rows)
+        part = mean(cut(new), cut(grad))
+        return jax.lax.dynamic_update_slice_in_dim(new, part, number * rows, 0)
+
+    return jax.lax.fori_loop(0, len(kept) // rows, block, kept)
+
+
+MOMENTUM = {
+    "momentum, then params*": shared(mean, lambda kept, grad, new: new),
+    "momentum made again for the params": shared(
+        mean, lambda kept, grad, new: mean(*apart((kept, grad)))
+    ),
+    "momentum block by block": shared(in_blocks, lambda kept, grad, new: new),
 }
 
 
@@ -120,6 +175,7 @@ ORTHOGONAL = {
     "contracted, one by one*": each(newton_schulz(contracted)),
     "transposed, one by one": each(newton_schulz(transposed)),
     "transposed, batches of one": each(lambda g: newton_schulz(transposed)(g[None])[0]),
+    "contracted, batches of one": each(lambda g: newton_schulz(contracted)(g[None])[0]),
     "contracted, one batch": stacked(newton_schulz(contracted)),
     "contracted, mapped": stacked(
         lambda batch: jax.lax.map(newton_schulz(contracted), batch)
@@ -161,6 +217,7 @@ def groups(width: int) -> dict[str, tuple[Any, dict[str, Any]]]:
     return {
         "statistic and step in float32": (dense(12, width), of(STATISTICS)),
         "statistic and step in bfloat16": (low, of(NARROW)),
+        "Adam-mini in float32": (dense(12, width), MOMENTUM),
         "Newton-Schulz, small": (dense(24, width // 32), of(ORTHOGONAL)),
         "Newton-Schulz, large": (dense(6, width // 4), of(ORTHOGONAL)),
         "a whole train step": (

@@ -7,7 +7,6 @@ take turns of a few calls, in an order drawn anew for every round.
 
 import argparse
 import importlib.util
-import os
 import statistics
 import time
 
@@ -64,8 +63,6 @@ def main() -> None:
     options = parser.parse_args()
     if min(vars(options).values()) < 1:
         parser.error("needs at least 1 of everything")
-    # threads of torch that spin while they wait keep the others from running
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     print(itemized(described(options)))
     contenders = build(options)
     ids = batches(options)
@@ -138,8 +135,7 @@ def described(options: argparse.Namespace) -> dict[str, str]:
         step="lookup, gradient, update of table and state; in JAX both are donated",
         calls=f"{options.rounds} turns of {TURN}, other ids in each; the first of a "
         "turn does not count",
-        threads="of torch and fbgemm one per core, OMP_WAIT_POLICY="
-        f"{os.environ['OMP_WAIT_POLICY']}; of JAX as it likes",
+        threads="of torch and fbgemm one per core; of JAX as it likes",
     )
 
 

@@ -3,7 +3,9 @@
 import os
 import platform
 import shlex
+import shutil
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -53,9 +55,9 @@ def race(
     """
     calls = {name: [] for name in steps}
     rng = np.random.default_rng(0)
-    begun = time.perf_counter()
+    begun, first = time.perf_counter(), next(iter(calls.values()))
     bar = tqdm(desc=title, unit="round")
-    while bar.n <= least or time.perf_counter() - begun < seconds:
+    while len(first) <= least or time.perf_counter() - begun < seconds:
         bar.set_postfix_str(f"{time.perf_counter() - begun:.0f} of {seconds:g} s")
         for name in rng.permutation(list(steps)):
             start = time.perf_counter()
@@ -124,11 +126,16 @@ def header(
     arguments = sys.argv[1:] if arguments is None else arguments
     here = {of.metadata["Name"].replace("_", "-"): of.version for of in distributions()}
     versions = [f"{name} {here[name]}" for name in PACKAGES if name in here]
+    found = shutil.which("git") and subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True
+    )
     return {
+        "commit": found.stdout.strip() if found else "not known",
         "command": shlex.join(["python", "-m", module, *arguments]),
         "versions": ", ".join([f"python {platform.python_version()}", *versions]),
         "device": jax.devices()[0].device_kind,
-        "cpu": f"{cpu_model()}, {os.cpu_count()} cores",
+        "cpu": f"{cpu_model()}, {os.cpu_count()} cores, "
+        f"OMP_WAIT_POLICY={os.environ['OMP_WAIT_POLICY']}",
         **more,
     }
 

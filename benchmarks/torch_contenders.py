@@ -4,7 +4,7 @@ import contextlib
 import importlib
 import importlib.util
 import io
-import os
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +13,11 @@ import numpy as np
 
 from benchmarks.timing import Runner
 from benchmarks.workloads import draw
+from neuron_optax import FLAX
+from neuron_optax.projections import is_matrix
+from neuron_optax.projections.matrices import matrix_shape
+from neuron_optax.strategies.alias import AUXILIARY
+from neuron_optax.trees import map_named, named_leaves
 
 RATE = 1e-3
 KINDS = {"fused": {"fused": True}, "foreach": {"foreach": True}, "for-loop": {}}
@@ -37,8 +42,6 @@ BASELINES = {
 
 def missing(name: str) -> str | None:
     """Return what keeps a contender from taking part."""
-    # threads that spin while they wait keep the other contenders from running
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     for package in ("torch", AUTHORS.get(name, "torch")):
         if importlib.util.find_spec(package) is None:
             return f"{package} is not installed"
@@ -56,10 +59,12 @@ def eager(name: str, shapes: Any) -> Runner:
         dtype = getattr(torch, leaf.dtype.name)
         return torch.tensor(np.asarray(leaf, np.float32), dtype=dtype, device=device)
 
-    params, grads = (map(tensor, jax.tree.leaves(draw(shapes, n))) for n in (1, 0))
-    leaves = [torch.nn.Parameter(param) for param in params]
-    for leaf, grad in zip(leaves, grads, strict=True):
-        leaf.grad = grad
+    params, grads = (jax.tree.map(tensor, draw(shapes, seed)) for seed in (1, 0))
+    if "NorMuon" in name:  # takes the first axis for the rows of a matrix
+        params, grads = (map_named(_rows(shapes), tree) for tree in (params, grads))
+    leaves = {path: torch.nn.Parameter(param) for path, param in named_leaves(params)}
+    for path, grad in named_leaves(grads):
+        leaves[path].grad = grad
     optimizer = _optimizer(name, leaves)
 
     def run():
@@ -73,35 +78,48 @@ def eager(name: str, shapes: Any) -> Runner:
     return Runner(run, size)
 
 
+def _rows(shapes):
+    """Return a function of a path and a leaf, which makes matrices of its matrices."""
+    axes = FLAX.resolve(shapes)
+
+    def rows(path, leaf):
+        of = axes[path]
+        return leaf.reshape(matrix_shape(of)) if is_matrix(of) else leaf
+
+    return rows
+
+
 def _torch() -> Any:
     return importlib.import_module("torch")
 
 
-def _optimizer(name: str, leaves: list[Any]) -> Any:
+def _optimizer(name: str, leaves: dict[str, Any]) -> Any:
     if name in TORCH:
         kind, options = TORCH[name]
-        return getattr(_torch().optim, kind)(leaves, lr=RATE, **options)
+        return getattr(_torch().optim, kind)(leaves.values(), lr=RATE, **options)
     package = importlib.import_module(AUTHORS[name])
     with contextlib.redirect_stdout(io.StringIO()):  # what it finds in a model
         return _of_authors[name](package, leaves)
 
 
 def _adam_mini(package, leaves):
-    named = {f"layers.{n}.mlp.weight": leaf for n, leaf in enumerate(leaves)}
-    width = leaves[0].shape[-1]
+    named = {f"{path}.mlp.weight": leaf for path, leaf in leaves.items()}
+    width = next(iter(leaves.values())).shape[-1]
     return package.Adam_mini(named.items(), RATE, dim=width, n_heads=1, verbose=False)
 
 
 def _normuon(package, leaves):
-    matrices = [leaf for leaf in leaves if leaf.dim() > 1]
-    rest = [leaf for leaf in leaves if leaf.dim() < 2]
-    groups = [{"params": matrices, "use_muon": True}]
-    groups += [{"params": rest, "use_muon": False}] if rest else []
-    return package.NorMuon(groups, lr=RATE)
+    groups = {True: [], False: []}  # embeddings and the head are not for it
+    for path, leaf in leaves.items():
+        groups[leaf.dim() > 1 and not re.search(AUXILIARY, path)].append(leaf)
+    said = [{"params": of, "use_muon": use} for use, of in groups.items() if of]
+    return package.NorMuon(said, lr=RATE)
 
 
-_of_authors: dict[str, Callable[[Any, list[Any]], Any]] = {
+_of_authors: dict[str, Callable[[Any, dict[str, Any]], Any]] = {
     "adam-mini": _adam_mini,
-    "pytorch_optimizer Nero": lambda package, leaves: package.Nero(leaves, lr=RATE),
+    "pytorch_optimizer Nero": lambda package, leaves: package.Nero(
+        leaves.values(), lr=RATE
+    ),
     "pytorch_optimizer NorMuon": _normuon,
 }

@@ -66,6 +66,17 @@ WORKLOADS = {
 }
 
 
+def as_float32(shapes: Any) -> Any:
+    """Return float32 leaves of as many bytes."""
+
+    def leaf(of):
+        *axes, last = of.shape
+        last = last * of.dtype.itemsize // jnp.float32.dtype.itemsize
+        return jax.ShapeDtypeStruct((*axes, last), jnp.float32)
+
+    return jax.tree.map(leaf, shapes)
+
+
 def draw(shapes: Any, seed: int) -> Any:
     """Draw leaves whose columns have norms around one."""
     leaves, tree = jax.tree.flatten(shapes)

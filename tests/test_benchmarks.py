@@ -1,7 +1,10 @@
 """Benchmarks run, and what they say follows from the calls they timed."""
 
+import functools
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -35,6 +38,11 @@ def test_a_race_calls_all_in_every_round_and_drops_the_first(monkeypatch):
     assert all(sorted(of) == ["a", "b", "c"] for of in rounds) and len(rounds) == 5
     assert len({tuple(of) for of in rounds}) > 1
     assert calls == {name: [1.0] * 4 for name in "abc"}
+
+
+def test_a_race_ends_without_a_progress_bar(monkeypatch):
+    monkeypatch.setattr(timing, "tqdm", functools.partial(timing.tqdm, disable=True))
+    assert len(timing.race({"a": lambda: None}, seconds=0.0, least=2)["a"]) == 2
 
 
 def test_a_comparison_is_of_the_same_round():
@@ -72,6 +80,13 @@ def test_a_bar_that_is_missed_is_called_missed():
     assert (
         "its bound: 1.25 by the minima, 1.25 by the medians; bar 1.40: reached" in said
     )
+
+
+def test_the_stream_of_narrow_params_moves_as_many_bytes():
+    shapes = workloads.dense(2, 8, jnp.bfloat16)
+    stream = workloads.as_float32(shapes)
+    assert workloads.count(stream)[2] == workloads.count(shapes)[2]
+    assert {leaf.dtype for leaf in jax.tree.leaves(stream)} == {np.dtype(np.float32)}
 
 
 @pytest.mark.parametrize("name", [*workloads.WORKLOADS])
@@ -112,10 +127,16 @@ def test_formulations_run_and_mean_the_same(capsys):
             )
             other = (
                 "no statistic",
-                "along",
+                "contiguous",
                 "sum of squares of c",
                 "contracted, factors",
             )
             assert same != name.startswith(other)
+    shapes, steps = of["Adam-mini in float32"]
+    params, grads = (workloads.draw(shapes, seed) for seed in (1, 0))
+    ends = [step(params, init(params), grads) for init, step in steps.values()]
+    for end in ends[1:]:
+        for moved, wanted in zip(*map(jax.tree.leaves, (end, ends[0])), strict=True):
+            np.testing.assert_allclose(moved, wanted, rtol=1e-5, atol=1e-7)
     benchmarks.formulations.main(["--width", "64", "--seconds", "0.1"])
     assert "| sum(g * g)* |" in capsys.readouterr().out

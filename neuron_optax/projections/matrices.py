@@ -19,7 +19,8 @@ from neuron_optax.projections.stateless import around, stateless
 from neuron_optax.rates import require_positive
 from neuron_optax.statistics import sum_square
 
-Matrices = Inexact[Array, "*copies outputs inputs"]
+ROUNDED = "bfloat16", "float16", "float32"
+Matrices = Inexact[Array, "copies outputs inputs"]
 
 
 def is_matrix(axes: Axes) -> bool:
@@ -52,8 +53,9 @@ def orthogonalize(
     Args:
       steps: how often to iterate.
       eps: :math:`\epsilon > 0`, in units of the update.
-      matmul_dtype: floating dtype to which the factors of every product are rounded;
-        products are added up, and all else is kept, in at least float32. ``None`` for
+      matmul_dtype: to which the factors of every product are rounded, ``"bfloat16"``,
+        ``"float16"`` or ``"float32"`` (the name, under ``optax.inject_hyperparams``).
+        Products are added up, and all else is kept, in at least float32. ``None`` for
         no rounding.
       neurons: the axes that index the neurons, by leaf; all of them are the rows, the
         fan-in is the columns, and every copy along stack axes is a matrix of its own.
@@ -66,7 +68,7 @@ def orthogonalize(
       matrix, each gathers it whole.
 
     Raises:
-      TypeError: if ``matmul_dtype`` is not floating.
+      TypeError: for another ``matmul_dtype``.
       ValueError: if ``eps`` is a number that is not positive or ``steps`` one below 1;
         at ``update``, for a complex leaf beside ``matmul_dtype``; as
         `scale_per_neuron`.
@@ -84,8 +86,11 @@ def orthogonalize(
     """
     require_within("steps", steps, 1)
     require_positive("eps", eps)
-    if matmul_dtype is not None and not jnp.issubdtype(matmul_dtype, jnp.floating):
-        raise TypeError(f"matmul_dtype must be floating, got {jnp.dtype(matmul_dtype)}")
+    if matmul_dtype is not None and jnp.dtype(matmul_dtype).name not in ROUNDED:
+        raise TypeError(
+            f"matmul_dtype must be one of {', '.join(ROUNDED)} or None, got "
+            f"{jnp.dtype(matmul_dtype)}"
+        )
 
     def orthogonal(update, param, of):
         if matmul_dtype is not None and jnp.iscomplexobj(update):
@@ -100,10 +105,7 @@ def orthogonalize(
 
 def on_matrices(function: Callable[[Matrices], Matrices], of: Axes, leaf: Array):
     """Apply ``function`` to the matrices of a leaf in its view."""
-    matrices = to_matrices(of, leaf)
-    alone = len(matrices) == 1  # XLA multiplies a batch of one more slowly
-    new = function(matrices[0])[None] if alone else function(matrices)
-    return from_matrices(of, new, leaf)
+    return from_matrices(of, function(to_matrices(of, leaf)), leaf)
 
 
 def to_matrices(of: Axes, leaf: Array) -> Matrices:
@@ -149,7 +151,8 @@ def newton_schulz(
         return jnp.einsum(axes, *low, preferred_element_type=x.dtype)
 
     def iterate(_, x):
-        gram = product("...ik,...jk->...ij", x, jnp.conj(x))  # no transposed copy
+        # XLA copies a batch to transpose it, and takes half as long again
+        gram = product("...ik,...jk->...ij", x, jnp.conj(x))
         square = product("...ik,...kj->...ij", gram, gram)
         return a * x + product("...ik,...kj->...ij", b * gram + c * square, x)
 

@@ -1,5 +1,6 @@
 """Normalised SGD: steps of one size for every neuron, whatever its gradient."""
 
+import functools
 import math
 from typing import Any, Literal, NamedTuple
 
@@ -255,10 +256,6 @@ def scale_by_initial_norm(
         size = jnp.sum(norms, axis=of.output, keepdims=True) / max(count, 1)
         return jnp.where(size == 0, 0.01, size)
 
-    def at_start(of, size, weights):  # later steps do not read the weights for it
-        first = lambda: jnp.asarray(measure(of, weights), size.dtype)
-        return jax.lax.cond(jnp.any(size == 0), first, lambda: size)
-
     def init(params):
         plain = unbox(params)
         check_dtypes(plain)
@@ -276,9 +273,19 @@ def scale_by_initial_norm(
         plain, size, weights = unbox(updates), unbox(state.size), unbox(params)
         check_leaves(plain, size, weights)
         axes = layout.resolve(plain)
-        size = map_axes(at_start, axes, size, view(axes, weights))
+        size = map_axes(
+            lambda of, s, w: _first(measure, of, s, w), axes, size, view(axes, weights)
+        )
         scaled = jax.tree.map(jnp.multiply, size, view(axes, plain))
         scaled = rebox(cast_like(unview(axes, scaled), plain), updates)
         return scaled, InitialNormState(rebox(size, state.size))
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))  # eager steps compile it once
+def _first(measure, of, size, weights):
+    """Measure what has no size yet; later steps do not read the weights for it."""
+    unset = size == 0
+    first = lambda: jnp.where(unset, measure(of, weights), size).astype(size.dtype)
+    return jax.lax.cond(jnp.any(unset), first, lambda: size)

@@ -65,7 +65,7 @@ def scale_by_normuon(
       nesterov: take :math:`U`; if not, :math:`M_t` in its place.
       steps: of the Newton-Schulz iteration.
       matmul_dtype: to which the factors of its products are rounded, ``"bfloat16"``
-        where that is faster; ``None`` for no rounding. See `orthogonalize`.
+        (by name) where that is faster; ``None`` for none. See `orthogonalize`.
       neurons: the axes that index the neurons, by leaf; each has a number :math:`v`.
         Under ``PER_LAYER``, with ``matrices=FLAX``, it is Muon.
       matrices: the axes of the matrices, see `orthogonalize`; ``None`` for ``neurons``.
@@ -151,7 +151,7 @@ def normuon(
       nesterov: Nesterov's momentum.
       steps: of the Newton-Schulz iteration.
       matmul_dtype: to which the factors of its products are rounded, ``"bfloat16"``
-        where that is faster; ``None`` for no rounding. See `orthogonalize`.
+        (by name) where that is faster; ``None`` for none. See `orthogonalize`.
       auxiliary: leaves whose path has this pattern in it (``re.search``) are trained by
         AdamW even if they are matrices: embeddings and the head, whose rows are tokens.
       neurons: the axes that index the neurons, by leaf. Queries, keys and values are
