@@ -319,9 +319,11 @@ def test_factors_of_products_are_rounded_and_no_more():
     kernel = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
     step = functools.partial(orthogonalize, steps=1)
     actual = turned(step(matmul_dtype="bfloat16"), "kernel", jnp.asarray(kernel))
-    np.testing.assert_allclose(actual, rounded_step(kernel), rtol=1e-5)
+    # some hundred roundings of float32, unless one tips a rounding to bfloat16
+    eps = np.finfo(np.float32).eps
+    np.testing.assert_allclose(actual, rounded_step(kernel), rtol=100 * eps)
     other = turned(step(), "kernel", jnp.asarray(kernel))
-    assert not np.allclose(actual, other, rtol=1e-4)
+    assert not np.allclose(actual, other, rtol=1000 * eps)
 
 
 def test_normuon_passes_the_rounding_on():
@@ -335,8 +337,11 @@ def test_normuon_passes_the_rounding_on():
             optax.inject_hyperparams(normuon)(0.1, matmul_dtype="bfloat16"),
         )
     )
-    np.testing.assert_allclose(rounded, said, rtol=1e-3)  # their rounding amplified
-    assert not np.allclose(rounded, exact, rtol=0.1)
+    # 1 - b1 as an array is rounded to float32; five iterations of slope 3.4445 at zero
+    # amplify what that changes
+    eps = np.finfo(np.float32).eps * 3.4445**5
+    np.testing.assert_allclose(rounded, said, rtol=2 * eps)
+    assert not np.allclose(rounded, exact, rtol=1000 * eps)
 
 
 def test_a_rounding_that_loses_more_is_refused():
