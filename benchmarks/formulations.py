@@ -148,7 +148,7 @@ def newton_schulz(product: Callable[..., Any], low: Any = None) -> Callable[...,
 
 def transposed(x: jax.Array, y: jax.Array) -> jax.Array:
     """Multiply with the transpose."""
-    return x @ jnp.swapaxes(y, -1, -2)
+    return x @ turned(y)
 
 
 def contracted(x: jax.Array, y: jax.Array) -> jax.Array:
@@ -184,6 +184,19 @@ ORTHOGONAL = {
 }
 
 
+def turned(x: jax.Array) -> jax.Array:
+    """Swap the last axes."""
+    return jnp.swapaxes(x, -1, -2)
+
+
+TALL = {
+    "turned, one by one*": each(lambda g: turned(newton_schulz(contracted)(turned(g)))),
+    "turned, batches of one": each(
+        lambda g: turned(newton_schulz(contracted)(turned(g[None])))[0]
+    ),
+}
+
+
 def loss(params: Any, batch: jax.Array) -> jax.Array:
     """Return the mean square of what a deep network makes of a batch."""
     for layer in params.values():
@@ -214,12 +227,14 @@ def groups(width: int) -> dict[str, tuple[Any, dict[str, Any]]]:
     names = ["stream", "optax.adagrad", "neuron_adagrad", "optax.adam", "adam_mini"]
     of = lambda steps: {name: bare(step) for name, step in steps.items()}
     low = dense(12, width, jnp.bfloat16)
+    tall = {"kernel": jax.ShapeDtypeStruct((width, width // 4), jnp.float32)}
     return {
         "statistic and step in float32": (dense(12, width), of(STATISTICS)),
         "statistic and step in bfloat16": (low, of(NARROW)),
         "Adam-mini in float32": (dense(12, width), MOMENTUM),
         "Newton-Schulz, small": (dense(24, width // 32), of(ORTHOGONAL)),
         "Newton-Schulz, large": (dense(6, width // 4), of(ORTHOGONAL)),
+        "Newton-Schulz, tall": (tall, of(TALL)),
         "a whole train step": (
             dense(12, width),
             {name: trained(name) for name in names},
@@ -233,10 +248,13 @@ def main(arguments: list[str] | None = None) -> None:
         prog="python -m benchmarks.formulations", description=__doc__
     )
     parser.add_argument("--width", type=int, default=2048, help="of 12 kernels")
+    parser.add_argument("--only", help="a part of the questions")
     parser.add_argument("--seconds", type=float, default=15.0, help="for each group")
     options = parser.parse_args(arguments)
     print(itemized(header("benchmarks.formulations", arguments)))
     for question, (shapes, steps) in groups(options.width).items():
+        if options.only and options.only not in question:
+            continue
         print(f"## {question}\n\n{measure(question, shapes, steps, options.seconds)}")
 
 

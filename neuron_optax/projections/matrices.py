@@ -20,7 +20,7 @@ from neuron_optax.rates import require_positive
 from neuron_optax.statistics import sum_square
 
 ROUNDED = "bfloat16", "float16", "float32"
-Matrices = Inexact[Array, "copies outputs inputs"]
+Matrices = Inexact[Array, "*copies outputs inputs"]
 
 
 def is_matrix(axes: Axes) -> bool:
@@ -105,7 +105,10 @@ def orthogonalize(
 
 def on_matrices(function: Callable[[Matrices], Matrices], of: Axes, leaf: Array):
     """Apply ``function`` to the matrices of a leaf in its view."""
-    return from_matrices(of, function(to_matrices(of, leaf)), leaf)
+    matrices = to_matrices(of, leaf)
+    alone = len(matrices) == 1  # as a batch of one it is slower and needs more memory
+    new = function(matrices[0])[None] if alone else function(matrices)
+    return from_matrices(of, new, leaf)
 
 
 def to_matrices(of: Axes, leaf: Array) -> Matrices:
