@@ -2,7 +2,7 @@
 
 ``python -m benchmarks | tee benchmarks/SPEED.md`` keeps the tables.
 
-Under ten minutes on two cores. ``--quick`` shows in a minute that it runs.
+About ten minutes on two cores. ``--quick`` shows in a minute that it runs.
 """
 
 import argparse
