@@ -74,6 +74,36 @@ STATISTICS = {
     ),
     "ones @ (g * g)": scaled(lambda g: jnp.ones(len(g)) @ (g * g)),
 }
+
+
+def guarded(guard: Callable[[Any, Any], Any]) -> Step:
+    """Return the step of the plain statistic; a neuron that overflows takes none."""
+
+    def leaf(param, grad):
+        size = jnp.sqrt(jnp.mean(grad * grad, 0, keepdims=True))
+        rate = apart(jnp.where(jnp.isfinite(size), RATE / (size + 1e-8), 0))
+        return param - guard(rate, grad)
+
+    return lambda params, grads: jax.tree.map(leaf, params, grads)
+
+
+def bound(rate: jax.Array) -> jax.Array:
+    """Return infinity, or 0 for a neuron that takes no step."""
+    return jnp.where(rate != 0, jnp.inf, 0.0)
+
+
+GUARDS = {
+    "no guard": guarded(lambda rate, grad: rate * grad),
+    "entries chosen by neuron": guarded(
+        lambda rate, grad: rate * jnp.where(rate != 0, grad, 0)
+    ),
+    "products chosen by neuron": guarded(
+        lambda rate, grad: jnp.where(rate != 0, rate * grad, 0)
+    ),
+    "entries compared with bounds*": guarded(
+        lambda rate, grad: rate * jnp.where(jnp.abs(grad) < bound(rate), grad, 0)
+    ),
+}
 NARROW = {
     "no statistic": STATISTICS["no statistic"],
     "converted for both loops": scaled(upcast),
@@ -230,6 +260,7 @@ def groups(width: int) -> dict[str, tuple[Any, dict[str, Any]]]:
     tall = {"kernel": jax.ShapeDtypeStruct((width, width // 4), jnp.float32)}
     return {
         "statistic and step in float32": (dense(12, width), of(STATISTICS)),
+        "the guard of a neuron": (dense(12, width), of(GUARDS)),
         "statistic and step in bfloat16": (low, of(NARROW)),
         "Adam-mini in float32": (dense(12, width), MOMENTUM),
         "Newton-Schulz, small": (dense(24, width // 32), of(ORTHOGONAL)),

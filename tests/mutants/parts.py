@@ -160,8 +160,8 @@ PARTS = {
     ),
     "overflow in the momentum": Mutant(
         "core.py",
-        "lambda keep, g: jnp.where(keep != 0, g, 0), kept, seen",
-        "lambda keep, g: g, kept, seen",
+        "jnp.where(size < bound, update, 0)",
+        "update",
         "tests/test_core.py -k overflow",
     ),
     "nothing for the momentum where the factor is zero": Mutant(
