@@ -50,12 +50,10 @@ BASELINES = {  # of ours; all others are compared with Adam
 }
 
 
-def optimizer_of(name: str, shapes: Any) -> optax.GradientTransformation:
-    """Return a contender; of Optax's Muon also what the matrices of a model are."""
-    if name != "optax.muon":
-        return OPTIMIZERS[name]
+def muon_dimensions(shapes: Any) -> Any:
+    """Say to Optax's Muon which axes of a Flax model's matrices are which."""
     axes = FLAX.resolve(shapes)
-    said = map_named(
+    return map_named(
         lambda path, leaf: (
             optax.contrib.MuonDimensionNumbers(axes[path].fan_in, axes[path].output)
             if is_matrix(axes[path]) and not re.search(AUXILIARY, path)
@@ -63,7 +61,15 @@ def optimizer_of(name: str, shapes: Any) -> optax.GradientTransformation:
         ),
         shapes,
     )
-    return optax.contrib.muon(RATE, muon_weight_dimension_numbers=said)
+
+
+def optimizer_of(name: str, shapes: Any) -> optax.GradientTransformation:
+    """Return a contender; of Optax's Muon also what the matrices of a model are."""
+    if name != "optax.muon":
+        return OPTIMIZERS[name]
+    return optax.contrib.muon(
+        RATE, muon_weight_dimension_numbers=muon_dimensions(shapes)
+    )
 
 
 def compiled(name: str, shapes: Any, grads: Any) -> Runner:

@@ -1,0 +1,64 @@
+"""Does one learning rate per neuron help? A study that can be killed and goes on.
+
+Every contender has the same budget on every problem: as many learning rates around
+the middle of its own, tried with the first seed; then two more seeds at the rate whose
+validation loss is the least. What is reported is the loss on a test part that chose
+nothing. Records are appended to ``training.jsonl``, and what stands there is not run
+again. When all are there, ``TRAINING.md`` and its pictures are made of them.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+from tqdm import tqdm
+
+from benchmarks.study import records
+from benchmarks.study.plan import PLANS
+from benchmarks.study.pool import Job, run
+from benchmarks.study.report import write_report
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run what is missing, then write the report."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.training", description=__doc__
+    )
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    parser.add_argument("--folder", type=Path, default=Path("benchmarks"))
+    parser.add_argument("--workers", type=int, default=cores)
+    parser.add_argument("--problems", nargs="+", help="names, or how they begin")
+    parser.add_argument("--smoke", action="store_true", help="small, and no figures")
+    parser.add_argument("--report", action="store_true", help="of what is there, alone")
+    options = parser.parse_args(arguments)
+    plan, path = "smoke" if options.smoke else "full", options.folder / "training.jsonl"
+    if not options.report:
+        study(plan, path, options.problems or [""], options.workers)
+    write_report(records.read(path), PLANS[plan], options.folder)
+
+
+def study(plan: str, path: Path, begin: list[str], workers: int) -> None:
+    """Append the records that are missing of the problems that begin so."""
+    parts = {
+        name: part
+        for name, part in PLANS[plan].items()
+        if name.startswith(tuple(begin))
+    }
+    there, jobs, total, left = records.read(path), [], 0, 0
+    for problem, part in parts.items():
+        for name, contender in part.contenders.items():
+            done = [of for of in there if (of.problem, of.optimizer) == (problem, name)]
+            total += len(contender.rates) + part.seeds - 1
+            missing = records.missing(done, contender.rates, part.seeds)
+            left += missing
+            if missing:
+                jobs.append(Job(plan, problem, name, done))
+    with tqdm(total=total, initial=total - left, unit="run", smoothing=0.05) as bar:
+        for record in run(jobs, workers):
+            records.append(path, record)
+            bar.set_postfix_str(f"{record.problem}: {record.optimizer}")
+            bar.update()
+
+
+if __name__ == "__main__":
+    main()
