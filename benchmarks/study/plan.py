@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import optax
 
@@ -126,28 +126,31 @@ def _small(part: Part, problem: Callable[[], Problem], *names: str) -> Part:
     return Part(problem, chosen, seeds=2)
 
 
-TINY: Any = language.Size(layers=1, width=16, heads=2, length=8, batch=2, measured=4)
+TINY = language.Size(layers=1, width=16, heads=2, length=8, batch=2, measured=4)
 SMOKE = {
-    name: _small(
-        FULL[name],
-        functools.partial(FULL[name].problem, steps=12),
-        *("adam", "adam_mini", "weight_norm_adam"),
-    )
-    for name in READERS
-} | {
+    **{
+        name: _small(
+            FULL[name],
+            functools.partial(READERS[name], steps=12),
+            *("adam", "weight_norm_adam"),
+        )
+        for name in ("digits mlp with BatchNorm, L2", "digits cnn")
+    },
     "narrow": _small(
         FULL["narrow"],
         functools.partial(NARROW, steps=12),
-        *("adam", "neuron_adagrad", *SENSITIVE),
+        *("adam", "adam_mini", "adam_mini, uncorrected", "adam, warm-up 0"),
+        *("weight_norm_adam, factor 10", "weight_norm_adam, factor 10, high=10"),
     ),
     "language": _small(
         FULL["language"],
         functools.partial(language.language, size=TINY, steps=12),
-        *EVERYONE,
+        *("adam", "muon", "adam_mini", "adam_mini, redistributed", "normuon"),
+        "slim_adam, advised",
     ),
     "fine-tuning": _small(
         FULL["fine-tuning"],
-        functools.partial(language.fine_tuning, TINY, 12, before=12),
+        functools.partial(language.fine_tuning, TINY._replace(layers=5), 12, before=12),
         *("adam", "layerwise", "layerwise_decay, 0.7"),
     ),
     "clicks": _small(

@@ -39,16 +39,19 @@ def work(job: Job, records: Any) -> None:
 
 
 def run(jobs: list[Job], workers: int) -> Iterator[Record]:
-    """Yield records as they come; what a training raises is raised here."""
-    os.environ.update(ONE_THREAD)
+    """Yield records as they come; what a training raises is raised here, at once."""
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager:
         records = manager.Queue()
-        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        alone = {"initializer": os.environ.update, "initargs": (ONE_THREAD,)}
+        pool = ProcessPoolExecutor(workers, mp_context=context, **alone)
+        try:
             futures = {pool.submit(work, job, records) for job in jobs}
             while futures or not records.empty():
                 done, futures = wait(futures, 0.2, FIRST_COMPLETED)
-                for future in done:
-                    future.result()
                 while not records.empty():
                     yield records.get()
+                for future in done:
+                    future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)

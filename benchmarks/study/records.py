@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 DIGITS = 5  # of what is written
+MARKS = 12  # times that a training is measured, if its loss stays finite
 
 
 class Record(NamedTuple):

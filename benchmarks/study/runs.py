@@ -14,12 +14,11 @@ import optax
 
 from benchmarks.study.contenders import Contender, advice, decayed
 from benchmarks.study.problem import Problem
-from benchmarks.study.records import Record, best
+from benchmarks.study.records import MARKS, Record, best
 from neuron_optax.introspection import learning_rates
 from neuron_optax.introspection.rates import has_rates
 from neuron_optax.trees import named_leaves
 
-MARKS = 12  # times that a training is measured
 QUANTILES = 0.0, 0.25, 0.5, 0.75, 1.0  # of the rates of the neurons of a leaf
 Carry = tuple[Any, Any, Any]  # params, rest of the model, state of the optimizer
 
@@ -96,6 +95,7 @@ class Trainer:
     def run(self, name: str, rate: float, seed: int) -> Record:
         """Train once; a loss that is not finite ends it."""
         drawn, losses, seconds = self.problem.draw(seed), [], []
+        carry: Any = None
         for carry, _, took in self.course(rate, seed):
             at = self.measure(*carry[:2], drawn.validation)
             losses.append(float(at["loss"]))

@@ -1,0 +1,139 @@
+"""Pictures of the study: losses against rates, bytes and the scaling factor."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.study.plan import BOUNDS, FACTORS
+from benchmarks.study.standings import ADAM, Standing, Standings
+from neuron_optax.plot import save
+
+COLORS = "#0072B2", "#D55E00", "#009E73"
+MARKERS = "o", "s", "^"
+LOOK: Any = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True}
+LOOK |= {"grid.alpha": 0.25, "legend.frameon": False, "font.size": 10}
+OPTAX = "sgd", "adam", "adagrad", "rmsprop", "lamb", "muon", "adafactor"
+COLUMNS = 5  # of panels
+HIGH = 1e3  # stands for a loss that is not finite
+WORST = 1.35  # of Adam's loss: what is higher is drawn at the edge
+
+
+def rates_tried(placed: Standings, path: Path) -> None:
+    """Draw the last validation loss of every contender against its learning rate."""
+    names = [name for name in placed if ", redistributed" not in name and name != ADAM]
+    adam = placed[ADAM]
+    top = WORST * min(record.score for record in adam.tried)
+    with matplotlib.rc_context(LOOK):
+        rows = -(-len(names) // COLUMNS)
+        size = 2.9 * COLUMNS, 0.6 + 2.3 * rows
+        figure = Figure(figsize=size, dpi=100, layout="constrained")
+        panels = figure.subplots(rows, COLUMNS, sharey=True, squeeze=False).ravel()
+        for axes in panels[len(names) :]:
+            axes.remove()
+        for axes, name in zip(panels, names, strict=False):
+            draw_rates(axes, "adam", adam, "0.6", "--", top)
+            draw_rates(axes, "itself", placed[name], COLORS[0], "-", top)
+            if other := placed.get(f"{name}, redistributed"):
+                draw_rates(axes, "redistributed", other, COLORS[1], ":", top)
+            axes.set(xscale="log", ylim=(None, top))
+            axes.set_title(name, fontsize=10, loc="left")
+        for axes in panels[: len(names) : COLUMNS]:
+            axes.set_ylabel("validation loss\n[nats per byte]")
+        for axes in panels[max(len(names) - COLUMNS, 0) : len(names)]:
+            axes.set_xlabel("highest learning rate")
+        most = max(panels[: len(names)], key=lambda axes: len(axes.lines))
+        figure.legend(
+            *most.get_legend_handles_labels(), loc="outside lower center", ncols=3
+        )
+        save(figure, path)
+
+
+def draw_rates(
+    axes: Axes, label: str, of: Standing, color: str, style: str, top: float
+) -> None:
+    """Draw the losses of one contender; those beyond the axis lie on its edge."""
+    rates = [record.rate for record in of.tried]
+    scores = np.minimum([record.score for record in of.tried], top)
+    axes.plot(rates, scores, color=color, ls=style, marker=".", label=label)
+
+
+def bytes_and_loss(placed: Standings, path: Path) -> None:
+    """Draw the test loss of every contender against the bytes of its state."""
+    groups = {
+        "Optax": [name for name in placed if name in OPTAX],
+        "one rate per neuron": [
+            name for name in placed if name not in OPTAX and not redistributed(name)
+        ],
+        "the same, redistributed": [name for name in placed if redistributed(name)],
+    }
+    worst = WORST * placed[ADAM].median()
+    with matplotlib.rc_context(LOOK):
+        figure = Figure(figsize=(11, 7), dpi=100, layout="constrained")
+        axes = figure.subplots()
+        for number, (label, names) in enumerate(groups.items()):
+            good = [name for name in names if placed[name].median() < worst]
+            sizes = [placed[name].state_bytes / 1e6 for name in good]
+            middles = np.array([placed[name].median() for name in good])
+            tests = [placed[name].test() for name in good]
+            low = middles - [min(test) for test in tests]
+            high = [min(max(test), worst) for test in tests] - middles
+            axes.errorbar(
+                sizes,
+                middles,
+                yerr=[low, high],
+                **{"fmt": MARKERS[number], "color": COLORS[number], "label": label},
+                **{"alpha": 0.8, "capsize": 2, "elinewidth": 1},
+            )
+            if label != "the same, redistributed":
+                name_points(axes, good, sizes, middles)
+        axes.set(xscale="log", xlabel="state of the optimizer [MB]")
+        axes.set_ylabel("test loss, median and range of three seeds [nats per byte]")
+        axes.margins(x=0.15)
+        axes.legend()
+        save(figure, path)
+
+
+def redistributed(name: str) -> bool:
+    """Whether the factors of a contender's layers have the mean 1."""
+    return name.endswith(", redistributed")
+
+
+def name_points(
+    axes: Axes, names: list[str], sizes: list[float], losses: np.ndarray
+) -> None:
+    """Write names beside points, alternately to the right and to the left."""
+    for number, at in enumerate(np.argsort(losses)):
+        how: Any = {"textcoords": "offset points", "fontsize": 8, "ha": "left"}
+        if number % 2:
+            how["ha"] = "right"
+        offset = (-7, 2) if number % 2 else (7, 2)
+        axes.annotate(names[at], (sizes[at], losses[at]), xytext=offset, **how)
+
+
+def factors(placed: Standings, path: Path) -> None:
+    """Draw the test loss against the scaling factor of `weight_norm_adam`."""
+    with matplotlib.rc_context(LOOK):
+        figure = Figure(figsize=(8, 4.5), dpi=100, layout="constrained")
+        axes = figure.subplots()
+        for number, bound in enumerate(BOUNDS):
+            names = {f"weight_norm_adam, factor {of:g}{bound}": of for of in FACTORS}
+            names = {name: of for name, of in names.items() if of and name in placed}
+            if not names:
+                continue
+            known = list(names.values())
+            tests = np.minimum([placed[name].test() for name in names], HIGH)
+            label = bound.removeprefix(", ") or "no bound"
+            (line,) = axes.plot(known, np.median(tests, axis=1), label=label)
+            line.set(color=COLORS[number], marker=MARKERS[number])
+            low, high = tests.min(axis=1), tests.max(axis=1)
+            axes.fill_between(known, low, high, color=COLORS[number], alpha=0.15)
+        axes.axhline(np.log(10), color="0.4", ls="--", label="chance")
+        axes.set(xscale="log", xlabel="scaling factor [1 / norm of the weights]")
+        axes.set_ylabel("test loss [nats]")
+        axes.set_ylim(0, 2 * np.log(10))
+        axes.legend()
+        save(figure, path)
