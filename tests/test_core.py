@@ -69,13 +69,14 @@ def test_very_large_and_small_gradients_are_right(build, size):
 
 @pytest.mark.parametrize("bad", [1e30, np.inf, np.nan])
 @pytest.mark.parametrize("bias", ["own", "kernel"])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("build", ADAPTIVE.values(), ids=ADAPTIVE)
-def test_a_square_that_overflows_skips_its_neuron_for_one_step(build, bias, bad):
+def test_a_square_that_overflows_skips_its_neuron_for_one_step(build, bias, bad, dtype):
     rng = np.random.default_rng(0)
     optimizer = build(0.1, bias=bias)
     draw = lambda: {
-        "kernel": jnp.asarray(rng.normal(size=(3, 4)), jnp.float32),
-        "bias": jnp.asarray(rng.normal(size=4), jnp.float32),
+        "kernel": jnp.asarray(rng.normal(size=(3, 4)), dtype),
+        "bias": jnp.asarray(rng.normal(size=4), dtype),
     }
     first, second, third = draw(), draw(), draw()
     _, before = optimizer.update(first, optimizer.init(first))

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.study.plan import BOUNDS, FACTORS
-from benchmarks.study.standings import ADAM, Standing, Standings
+from benchmarks.study.standings import ADAM, Standing, Standings, marks
 from neuron_optax.plot import save
 
 COLORS = "#0072B2", "#D55E00", "#009E73"
@@ -18,8 +18,35 @@ LOOK: Any = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": 
 LOOK |= {"grid.alpha": 0.25, "legend.frameon": False, "font.size": 10}
 OPTAX = "sgd", "adam", "adagrad", "rmsprop", "lamb", "muon", "adafactor"
 COLUMNS = 5  # of panels
+MOST = 8  # courses that a reader can tell apart, the best
 HIGH = 1e3  # stands for a loss that is not finite
 WORST = 1.35  # of Adam's loss: what is higher is drawn at the edge
+
+
+def courses(placed: Standings, path: Path) -> None:
+    """Draw the validation loss over training, at the best rate: median over seeds."""
+    with matplotlib.rc_context(LOOK):
+        figure = Figure(figsize=(12, 5), dpi=100, layout="constrained")
+        left, right = figure.subplots(1, 2, sharey=True)
+        for axes, title in ((left, "Optax"), (right, "one rate per neuron")):
+            names = [name for name in placed if (name in OPTAX) == (axes is left)]
+            names = [name for name in names if not redistributed(name)]
+            names = sorted(names, key=lambda name: placed[name].median())[:MOST]
+            for number, name in enumerate(names):
+                draw_course(axes, name, placed[name], f"C{number}")
+            draw_course(axes, "adam" if axes is right else "", placed[ADAM], "black")
+            axes.set(title=title, xlabel="step")
+            axes.legend(fontsize=8)
+        left.set_ylabel("validation loss [nats per byte]")
+        save(figure, path)
+
+
+def draw_course(axes: Axes, label: str, of: Standing, color: str) -> None:
+    """Draw the median over seeds; a training that ended early is as long as it was."""
+    whole = min(len(record.validation) for record in of.seeds)
+    middle = np.median([record.validation[:whole] for record in of.seeds], axis=0)
+    (line,) = axes.plot(marks(of.seeds[0])[:whole], middle, color=color)
+    line.set(label=label or None, ls="--" if color == "black" else "-")
 
 
 def rates_tried(placed: Standings, path: Path) -> None:

@@ -8,7 +8,9 @@ from benchmarks.study import pictures
 from benchmarks.study.digits import DECOUPLED, L2
 from benchmarks.study.plan import (
     BOUNDS,
+    DECAYED,
     FACTORS,
+    READERS,
     SENSITIVE,
     STARTS,
     WARM_UPS,
@@ -58,6 +60,7 @@ def write_report(
     sections = [INTRODUCTION, summary(main)]
     if "language" in main:
         chosen = main["language"]
+        pictures.courses(chosen, folder / "training_courses.png")
         pictures.rates_tried(chosen, folder / "training_rates.png")
         pictures.bytes_and_loss(chosen, folder / "training_bytes.png")
         sections += [PICTURES]
@@ -65,12 +68,13 @@ def write_report(
         sections.append(f"## {problem}\n\n{problem_table(of, plan[problem])}")
     if "narrow" in placed:
         sections.append(sensitivity(placed["narrow"], folder))
-    sections.append(neuron_rates(main))
+    sections += [decays(main), neuron_rates(main)]
     text = "\n".join(sections)
     (folder / "TRAINING.md").write_text(text.rstrip("\n") + "\n")
 
 
 PICTURES = """
+![Validation loss of the language model over training](training_courses.png)
 ![Validation loss of the language model against the learning rate](training_rates.png)
 ![Test loss of the language model against the bytes of the state](training_bytes.png)
 """
@@ -203,6 +207,26 @@ def factors(placed: Standings) -> str:
         f"a network that answers chance has a loss of {math.log(10):.2f}:\n\n"
     )
     return said + table(["scaling factor", *head], rows)
+
+
+def decays(main: Mapping[str, Standings]) -> str:
+    """Return what decay and BatchNorm do to the factors of the neurons."""
+    rows = []
+    for problem in READERS:
+        for name, of in main.get(problem, {}).items():
+            if name in DECAYED and of.seeds[1].rates:
+                rates = of.seeds[1].rates[min(of.seeds[1].rates)]
+                middle = f"{rates[2] / of.rate:.3g}"
+                rows.append([problem, name, losses(of), middle, spread(rates)])
+    head = ["problem", "contender", "loss", "median factor", "decades"]
+    return (
+        "## What decay and BatchNorm do to the factors\n\nOf the first layer, at the "
+        "end, at the best rate, of seed 1: the median over its neurons of the factor "
+        "that multiplies the learning rate, and the decades from least to largest. "
+        "That of `weight_norm_adam` is 1 plus the norm of the weights, which changes "
+        "nothing else where a BatchNorm follows.\n\n"
+        + table(head, sorted(rows, key=lambda row: row[1]))
+    )
 
 
 def neuron_rates(main: Mapping[str, Standings]) -> str:

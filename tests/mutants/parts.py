@@ -164,6 +164,12 @@ PARTS = {
         "update",
         "tests/test_core.py -k overflow",
     ),
+    "overflow in the momentum of 16 bits": Mutant(
+        "core.py",
+        "return jnp.where(kept != 0, update, 0)",
+        "return update",
+        "tests/test_core.py -k overflow",
+    ),
     "nothing for the momentum where the factor is zero": Mutant(
         "core.py",
         "rates if direction is None else sound",
