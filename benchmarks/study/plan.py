@@ -13,12 +13,20 @@ from benchmarks.study.contenders import (
     FINE_TUNERS,
     OPTAX,
     OURS,
+    STEP,
     TABLES,
     Contender,
     ours,
 )
 from benchmarks.study.problem import Problem
-from neuron_optax import ema, inverse_root, mean_square, scale_per_neuron
+from neuron_optax import (
+    FLAX,
+    Neurons,
+    ema,
+    inverse_root,
+    mean_square,
+    scale_per_neuron,
+)
 
 SEEDS = 3  # at the best learning rate
 
@@ -102,11 +110,24 @@ SENSITIVE = {
         for factor in FACTORS
     },
 }
+ENTRIES = Neurons(output=...)  # of whose entries each has a second moment of its own
+PER_ENTRY_OF = {
+    "embeddings and head": "embed|positions|head",
+    "attention": "attention/",
+    "hidden layers": "/up/|/down/",
+    "all but embeddings and head": "blocks/",
+}
+EXPLAINED = {
+    f"adam_mini, per entry of {part}": ours(
+        "adam_mini", 0.01 / STEP, neurons=FLAX.override({pattern: ENTRIES})
+    )._replace(grid=(1.0,))
+    for part, pattern in PER_ENTRY_OF.items()
+}
 NARROW = functools.partial(
     digits.digits, "narrow", digits.narrow, scaled_badly=True, steps=600
 )
 FULL = {
-    "language": Part(language.language, EVERYONE),
+    "language": Part(language.language, EVERYONE | EXPLAINED),
     "narrow": Part(NARROW, EVERYONE | SENSITIVE),
     **{
         name: Part(problem, DECAYED if "," in name else EVERYONE)

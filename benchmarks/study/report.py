@@ -9,7 +9,9 @@ from benchmarks.study.digits import DECOUPLED, L2
 from benchmarks.study.plan import (
     BOUNDS,
     DECAYED,
+    EXPLAINED,
     FACTORS,
+    PER_ENTRY_OF,
     READERS,
     SENSITIVE,
     STARTS,
@@ -63,7 +65,7 @@ def write_report(
         pictures.courses(chosen, folder / "training_courses.png")
         pictures.rates_tried(chosen, folder / "training_rates.png")
         pictures.bytes_and_loss(chosen, folder / "training_bytes.png")
-        sections += [PICTURES]
+        sections += [PICTURES, explained(chosen)]
     for problem, of in main.items():
         sections.append(f"## {problem}\n\n{problem_table(of, plan[problem])}")
     if "narrow" in placed:
@@ -78,6 +80,26 @@ PICTURES = """
 ![Validation loss of the language model against the learning rate](training_rates.png)
 ![Test loss of the language model against the bytes of the state](training_bytes.png)
 """
+
+
+def explained(placed: Standings) -> str:
+    """Return which second moments Adam-mini does without at which cost."""
+    names = {
+        "none: adam_mini": "adam_mini",
+        **dict(zip(PER_ENTRY_OF, EXPLAINED, strict=True)),
+        "all: adam": ADAM,
+    }
+    rows = [
+        [said, tried_rate(of), losses(of), against_adam(placed, name)]
+        for said, name in names.items()
+        if (of := placed.get(name))
+    ]
+    head = ["per entry in", "rate", "loss", "beside Adam"]
+    return (
+        "## Where Adam-mini's loss comes from\n\nThe language model with one second "
+        "moment per entry in a part of its leaves and one per neuron in the others, at "
+        f"the rate that suits `adam_mini` best:\n\n{table(head, rows)}"
+    )
 
 
 def summary(main: Mapping[str, Standings]) -> str:
@@ -98,7 +120,7 @@ def summary(main: Mapping[str, Standings]) -> str:
 
 def is_variant(name: str) -> bool:
     """Whether a contender is there for what another one is sensitive to."""
-    return name in SENSITIVE
+    return name in SENSITIVE or name in EXPLAINED
 
 
 def against_adam(placed: Standings, name: str) -> str:
