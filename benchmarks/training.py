@@ -1,10 +1,11 @@
 """Does one learning rate per neuron help? A study that can be killed and goes on.
 
-Every contender has the same budget on every problem: as many learning rates around
-the middle of its own, tried with the first seed; then two more seeds at the rate whose
-validation loss is the least. What is reported is the loss on a test part that chose
-nothing. Records are appended to ``training.jsonl``, and what stands there is not run
-again. When all are there, ``TRAINING.md`` and its pictures are made of them.
+Every contender has the same budget on every problem: five learning rates around a
+middle of its own and two more at most beyond the best, tried with the first seed; then
+two more seeds at the rate whose validation loss is the least. What is reported is the
+loss on a test part that chose nothing. Records are appended to ``training.jsonl``, and
+what stands there is not run again. When all are there, ``TRAINING.md`` and its pictures
+are made of them.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from tqdm import tqdm
 from benchmarks.study import records
 from benchmarks.study.plan import PLANS
 from benchmarks.study.pool import Job, run
+from benchmarks.study.records import Record
 from benchmarks.study.report import write_report
 
 
@@ -28,9 +30,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, default=Path("benchmarks"))
     parser.add_argument("--workers", type=int, default=cores)
     parser.add_argument("--problems", nargs="+", help="names, or how they begin")
-    parser.add_argument("--smoke", action="store_true", help="small, and no figures")
+    parser.add_argument(
+        "--smoke", action="store_true", help="small, to see that it runs"
+    )
     parser.add_argument("--report", action="store_true", help="of what is there, alone")
     options = parser.parse_args(arguments)
+    if options.smoke and options.folder == Path("benchmarks"):
+        parser.error(
+            "--smoke must have a --folder of its own: its records are not kept"
+        )
     plan, path = "smoke" if options.smoke else "full", options.folder / "training.jsonl"
     if not options.report:
         study(plan, path, options.problems or [""], options.workers)
@@ -44,20 +52,29 @@ def study(plan: str, path: Path, begin: list[str], workers: int) -> None:
         for name, part in PLANS[plan].items()
         if name.startswith(tuple(begin))
     }
-    there, jobs, total, left = records.read(path), [], 0, 0
+    there, jobs, total, begun = records.read(path), [], 0, 0
     for problem, part in parts.items():
+        check_steps(path, there, problem, part.problem().steps)
         for name, contender in part.contenders.items():
             done = [of for of in there if (of.problem, of.optimizer) == (problem, name)]
-            total += len(contender.rates) + part.seeds - 1
-            missing = records.missing(done, contender.rates, part.seeds)
-            left += missing
-            if missing:
+            if records.next_run(done, contender.rates, part.seeds):
                 jobs.append(Job(plan, problem, name, done))
-    with tqdm(total=total, initial=total - left, unit="run", smoothing=0.05) as bar:
+                total += max(len(contender.rates) + part.seeds - 1, len(done) + 1)
+                begun += len(done)
+    with tqdm(total=total, initial=begun, unit="run", smoothing=0.05) as bar:
         for record in run(jobs, workers):
             records.append(path, record)
             bar.set_postfix_str(f"{record.problem}: {record.optimizer}")
             bar.update()
+
+
+def check_steps(path: Path, there: list[Record], problem: str, steps: int) -> None:
+    """Refuse records of a shorter or longer training than the problem's now."""
+    if other := {of.steps for of in there if of.problem == problem} - {steps}:
+        raise ValueError(
+            f"{path}: records of {problem} must be of {steps} steps, got {other}: "
+            "take them out, or name another --folder"
+        )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """The parts of ``benchmarks.training``; a file imports only files named before it.
 
 ``problem`` says what there is to learn, and ``digits``, ``language`` and ``clicks`` say
-it three times; ``contenders`` are who learns it, ``plan`` who learns what. ``records``
-are what a training leaves, ``runs`` train, ``pool`` trains in several processes, and
-``report`` makes tables and ``pictures`` of the records.
+it three times. ``records`` are what a training leaves; ``contenders`` are who learns,
+``plan`` who learns what. ``runs`` train, ``pool`` trains in several processes.
+``standings`` compare the records, ``pictures`` draw them and ``cells`` say them in
+words; ``sensitivity``, ``neurons`` and ``report`` make the report of that.
 """

@@ -9,7 +9,7 @@ import optax
 
 import neuron_optax
 from benchmarks.contenders import muon_dimensions
-from benchmarks.study.problem import Problem
+from benchmarks.study.records import rounded
 from neuron_optax import ADAM_MINI, strategies
 from neuron_optax.advice import snr, suggest_layout
 
@@ -27,8 +27,8 @@ class Contender(NamedTuple):
       grid: the rates that are tried, over ``rate``.
       warm_up: share of the steps in which the rate rises.
       sparse: whether it moves touched rows alone.
-      decays: whether decoupled decay may be added to its steps.
-      advised: whether ``build`` takes a layout, too, that a run of Adam suggests.
+      factors: whether the rates that its state keeps are factors of the learning rate.
+      advised: whose states suggest the layout that ``build`` takes, too, if anyone's.
     """
 
     build: Callable[..., optax.GradientTransformation]
@@ -36,8 +36,8 @@ class Contender(NamedTuple):
     grid: tuple[float, ...] = GRID
     warm_up: float = 0.05
     sparse: bool = False
-    decays: bool = True
-    advised: bool = False
+    factors: bool = True
+    advised: "Contender | None" = None
 
     def schedule(self, rate: Any, steps: int) -> optax.Schedule:
         """Return a rate that rises, then falls to nothing along half a cosine."""
@@ -52,13 +52,13 @@ class Contender(NamedTuple):
     @property
     def rates(self) -> tuple[float, ...]:
         """The learning rates that are tried, of three digits."""
-        return tuple(float(f"{self.rate * times:.2e}") for times in self.grid)
+        return tuple(rounded(self.rate * times) for times in self.grid)
 
 
 def ours(name: str, rate: float, **arguments: Any) -> Contender:
     """Return a strategy under its name."""
     build = functools.partial(getattr(strategies, name), **arguments)
-    return Contender(build, rate, decays=name != "nero")
+    return Contender(build, rate, factors=not name.startswith("layerwise"))
 
 
 def muon(schedule: optax.Schedule) -> optax.GradientTransformation:
@@ -81,6 +81,9 @@ OPTAX = {
     "sgd": Contender(functools.partial(optax.sgd, momentum=0.9), 0.1),
     "adam": Contender(optax.adam, 0.01),
     "adagrad": Contender(optax.adagrad, 0.1),
+    "adagrad, start 0": Contender(
+        functools.partial(optax.adagrad, initial_accumulator_value=0.0), 0.1
+    ),
     "rmsprop": Contender(optax.rmsprop, 0.01),
     "lamb": Contender(optax.lamb, 0.02),
     "muon": Contender(muon, 0.02),
@@ -95,7 +98,7 @@ OURS = {
     "slim_adam, advised": Contender(
         lambda schedule, layout: strategies.slim_adam(schedule, neurons=layout),
         0.01,
-        advised=True,
+        advised=Contender(optax.adam, 3e-3),
     ),
     "normuon": Contender(normuon, 0.02),
     "nero": ours("nero", 0.03),
@@ -132,13 +135,13 @@ TABLES = {  # of which a batch touches few rows
     ),
     "adagrad": Contender(
         lambda schedule: neuron_optax.row_chain(
-            neuron_optax.lazy_rows(optax.scale_by_rss(1e-10)),
+            neuron_optax.lazy_rows(optax.scale_by_rss(0.0, eps=1e-20)),
             optax.scale_by_learning_rate(schedule),
         ),
         0.1,
         sparse=True,
     ),
-    "rmsprop": Contender(optax.rmsprop, 0.03),
+    "rmsprop": Contender(functools.partial(optax.rmsprop, eps_in_sqrt=False), 0.03),
     "lamb": Contender(optax.lamb, 0.1),
     "adafactor": Contender(optax.adafactor, 0.1),
     "row_adagrad": ours("row_adagrad", 0.1)._replace(sparse=True),
@@ -163,7 +166,7 @@ def layerwise(schedule: optax.Schedule) -> optax.GradientTransformation:
 
 
 FINE_TUNERS = {name: EVERYONE[name] for name in ("sgd", "adam", "muon")} | {
-    "layerwise": Contender(layerwise, 0.01),
+    "layerwise": Contender(layerwise, 0.01, factors=False),
     **{
         f"layerwise_decay, {decay}": ours(
             "layerwise_decay", 0.01, decay=decay, layers=LAYERS
@@ -177,31 +180,31 @@ FINE_TUNERS = {name: EVERYONE[name] for name in ("sgd", "adam", "muon")} | {
 }
 
 
-def advice(problem: Problem, train: Callable[..., Any]) -> Any:
-    """Return the layout that a run of Adam at the middle of its rates suggests.
-
-    Args:
-      problem: what Adam trains on.
-      train: from a problem, a contender, a rate and a seed to the states in the course
-        of a training.
-    """
-    adam = OPTAX["adam"]
-    states = train(problem, adam, adam.rate, seed=0)
+def advice(states: list[Any]) -> Any:
+    """Return the layout that Adam's states in the course of a training suggest."""
     return suggest_layout([snr(state) for state in states], show=False)
 
 
 def decayed(
     optimizer: optax.GradientTransformation,
-    schedule: optax.Schedule,
+    course: optax.Schedule,
     l2: float,
     decoupled: float,
 ) -> optax.GradientTransformation:
-    """Add decay of matrices to gradients, or to steps, and nothing if it is 0."""
+    """Add decay of matrices to gradients, or to steps, and nothing if it is 0.
+
+    Args:
+      optimizer: what decays beside its steps.
+      course: of the learning rate, from 0 to 1: decoupled decay follows it, and does
+        not depend on how high the rate is.
+      l2: times the weights is added to the gradients.
+      decoupled: times the course is the share that the weights shrink by.
+    """
     mask = lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)
     members = [optimizer]
     if l2:
         members.insert(0, optax.add_decayed_weights(l2, mask))
     if decoupled:
-        falling = lambda step: -decoupled * schedule(step)
-        members.append(optax.add_decayed_weights(falling, mask))
+        shrinking = lambda step: -decoupled * course(step)
+        members.append(optax.add_decayed_weights(shrinking, mask))
     return optax.chain(*members) if members[1:] else optimizer

@@ -8,7 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.study.plan import BOUNDS, FACTORS
+from benchmarks.study.contenders import OPTAX
+from benchmarks.study.plan import BOUNDS, EXPLAINED, FACTORS
 from benchmarks.study.standings import ADAM, Standing, Standings, marks
 from neuron_optax.plot import save
 
@@ -16,11 +17,10 @@ COLORS = "#0072B2", "#D55E00", "#009E73"
 MARKERS = "o", "s", "^"
 LOOK: Any = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True}
 LOOK |= {"grid.alpha": 0.25, "legend.frameon": False, "font.size": 10}
-OPTAX = "sgd", "adam", "adagrad", "rmsprop", "lamb", "muon", "adafactor"
 COLUMNS = 5  # of panels
 MOST = 8  # courses that a reader can tell apart, the best
 HIGH = 1e3  # stands for a loss that is not finite
-WORST = 1.35  # of Adam's loss: what is higher is drawn at the edge
+WORST = 1.35  # of Adam's loss: what is higher lies at the edge, or is left out
 
 
 def courses(placed: Standings, path: Path) -> None:
@@ -30,7 +30,11 @@ def courses(placed: Standings, path: Path) -> None:
         left, right = figure.subplots(1, 2, sharey=True)
         for axes, title in ((left, "Optax"), (right, "one rate per neuron")):
             names = [name for name in placed if (name in OPTAX) == (axes is left)]
-            names = [name for name in names if not redistributed(name)]
+            names = [
+                name
+                for name in names
+                if not redistributed(name) and name not in EXPLAINED
+            ]
             names = sorted(names, key=lambda name: placed[name].median())[:MOST]
             for number, name in enumerate(names):
                 draw_course(axes, name, placed[name], f"C{number}")
@@ -51,7 +55,8 @@ def draw_course(axes: Axes, label: str, of: Standing, color: str) -> None:
 
 def rates_tried(placed: Standings, path: Path) -> None:
     """Draw the last validation loss of every contender against its learning rate."""
-    names = [name for name in placed if ", redistributed" not in name and name != ADAM]
+    names = [name for name in placed if not redistributed(name) and name != ADAM]
+    names = [name for name in names if len(placed[name].tried) > 1]
     adam = placed[ADAM]
     top = WORST * min(record.score for record in adam.tried)
     with matplotlib.rc_context(LOOK):
@@ -93,7 +98,9 @@ def bytes_and_loss(placed: Standings, path: Path) -> None:
     groups = {
         "Optax": [name for name in placed if name in OPTAX],
         "one rate per neuron": [
-            name for name in placed if name not in OPTAX and not redistributed(name)
+            name
+            for name in placed
+            if name not in OPTAX | EXPLAINED and not redistributed(name)
         ],
         "the same, redistributed": [name for name in placed if redistributed(name)],
     }

@@ -175,7 +175,9 @@ SMOKE = {
         *("adam", "layerwise", "layerwise_decay, 0.7"),
     ),
     "clicks": _small(
-        FULL["clicks"], functools.partial(clicks, 12), "sgd", "row_adagrad", "adam"
+        FULL["clicks"],
+        functools.partial(clicks, 12),
+        *("sgd", "row_adagrad", "adam", "weight_norm_adam"),
     ),
 }
 PLANS = {"full": FULL, "smoke": SMOKE}

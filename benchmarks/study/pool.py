@@ -5,6 +5,7 @@ What a training computes does not depend on how many others run.
 
 import multiprocessing
 import os
+import threading
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from typing import Any, NamedTuple
@@ -25,6 +26,19 @@ class Job(NamedTuple):
     done: list[Record]
 
 
+def begin() -> None:
+    """Make a process train in one thread, and end with the one that began it."""
+    os.environ.update(ONE_THREAD)  # which JAX reads with its first array
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent():
+    parent = multiprocessing.parent_process()
+    if parent:
+        parent.join()
+        os._exit(1)
+
+
 def work(job: Job, records: Any) -> None:
     """Train what is not done yet and send each record."""
     from benchmarks.study.plan import PLANS
@@ -39,19 +53,23 @@ def work(job: Job, records: Any) -> None:
 
 
 def run(jobs: list[Job], workers: int) -> Iterator[Record]:
-    """Yield records as they come; what a training raises is raised here, at once."""
+    """Yield records as they come; what a training raises ends it after those begun."""
     context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager:
+    failed = None
+    with (
+        context.Manager() as manager,
+        ProcessPoolExecutor(workers, context, initializer=begin) as pool,
+    ):
         records = manager.Queue()
-        alone = {"initializer": os.environ.update, "initargs": (ONE_THREAD,)}
-        pool = ProcessPoolExecutor(workers, mp_context=context, **alone)
-        try:
-            futures = {pool.submit(work, job, records) for job in jobs}
-            while futures or not records.empty():
-                done, futures = wait(futures, 0.2, FIRST_COMPLETED)
-                while not records.empty():
-                    yield records.get()
-                for future in done:
-                    future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+        futures = {pool.submit(work, job, records) for job in jobs}
+        while futures or not records.empty():
+            done, futures = wait(futures, 0.2, FIRST_COMPLETED)
+            while not records.empty():
+                yield records.get()
+            for future in done:
+                if not future.cancelled() and future.exception():
+                    failed = failed or future.exception()
+            if failed:
+                futures = {future for future in futures if not future.cancel()}
+    if failed:
+        raise failed

@@ -39,7 +39,8 @@ class Problem(NamedTuple):
       measure: of params, rest and a part of the data; returns named numbers, of which
         ``loss`` is the one that chooses.
       l2: weights of rank 2 and more, times this, are added to their gradient.
-      decoupled: they shrink by this times the learning rate in every step.
+      decoupled: they shrink by this share in every step, less as the learning rate
+        rises and falls, however high it is.
       make: from an optimizer and whether it moves touched rows alone to the optimizer
         of all params, and to a step; ``None`` for the gradient of ``loss``.
     """

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 DIGITS = 5  # of what is written
+BEYOND = 2  # rates at most that are tried beyond a grid
 MARKS = 12  # times that a training is measured, if its loss stays finite
 
 
@@ -53,15 +54,40 @@ def best(records: Iterable[Record]) -> float:
     return min(records, key=lambda record: (record.score, record.rate)).rate
 
 
-def missing(done: Iterable[Record], rates: Sequence[float], seeds: int) -> int:
-    """Return how many of an optimizer's trainings on a problem are still to be done."""
+def next_run(
+    done: Iterable[Record], rates: Sequence[float], seeds: int
+) -> tuple[float, int] | None:
+    """Return the rate and the seed that an optimizer trains with next, if any.
+
+    First come the rates with seed 0. While the best is the lowest or the highest of
+    them, another one follows beyond it, up to two; then the other seeds of the best.
+
+    Args:
+      done: its trainings on a problem so far.
+      rates: that are tried, evenly apart; one rate stays alone.
+      seeds: at the best rate.
+    """
     known = {record.run: record for record in done}
-    tried = [known[rate, 0] for rate in rates if (rate, 0) in known]
-    left = len(rates) - len(tried)
-    if left:
-        return left + seeds - 1
-    chosen = best(tried)
-    return sum((chosen, seed) not in known for seed in range(1, seeds))
+    for rate in rates:
+        if (rate, 0) not in known:
+            return rate, 0
+    tried = {rate: record for (rate, seed), record in known.items() if not seed}
+    chosen = best(tried.values())
+    if len(rates) > 1 and len(tried) < len(rates) + BEYOND:
+        step = (max(rates) / min(rates)) ** (1 / (len(rates) - 1))
+        if chosen == min(tried):
+            return rounded(chosen / step), 0
+        if chosen == max(tried):
+            return rounded(chosen * step), 0
+    for seed in range(1, seeds):
+        if (chosen, seed) not in known:
+            return chosen, seed
+    return None
+
+
+def rounded(rate: float) -> float:
+    """Return a learning rate of three digits."""
+    return float(f"{rate:.2e}")
 
 
 def read(path: Path) -> list[Record]:
@@ -69,7 +95,7 @@ def read(path: Path) -> list[Record]:
     if not path.exists():
         return []
     lines = path.read_text().split("\n")[:-1]
-    return [Record(**json.loads(line)) for line in lines]
+    return [parse(line) for line in lines]
 
 
 def append(path: Path, record: Record) -> None:
@@ -79,6 +105,11 @@ def append(path: Path, record: Record) -> None:
         path.write_text(text[: text.rfind("\n") + 1])
     with path.open("a") as file:
         file.write(line(record) + "\n")
+
+
+def parse(line: str) -> Record:
+    """Return the record of a line."""
+    return Record(**json.loads(line))
 
 
 def line(record: Record) -> str:

@@ -13,8 +13,8 @@ import numpy as np
 import optax
 
 from benchmarks.study.contenders import Contender, advice, decayed
-from benchmarks.study.problem import Problem
-from benchmarks.study.records import MARKS, Record, best
+from benchmarks.study.problem import Draw, Problem
+from benchmarks.study.records import MARKS, Record, line, next_run, parse
 from neuron_optax.introspection import learning_rates
 from neuron_optax.introspection.rates import has_rates
 from neuron_optax.trees import named_leaves
@@ -35,33 +35,20 @@ def trained(
       seeds: at the best rate; the rates are tried with the first.
       done: earlier records of this contender and problem.
     """
-    known = {record.run: record for record in done}
-
-    @functools.cache
-    def trainer():
-        return Trainer(problem, contender)
-
-    def run(rate, seed):
-        which = (rate, seed)
-        if which not in known:
-            known[which] = trainer().run(name, rate, seed)
-            yield known[which]
-
-    for rate in contender.rates:
-        yield from run(rate, 0)
-    chosen = best([known[rate, 0] for rate in contender.rates])
-    for seed in range(1, seeds):
-        yield from run(chosen, seed)
+    known, trainer = list(done), Trainer(problem, contender)
+    while run := next_run(known, contender.rates, seeds):
+        known.append(trainer.run(name, *run))
+        yield known[-1]
 
 
 class Trainer:
-    """Trains a contender on a problem; whatever the rate and seed, it compiles once."""
+    """Trains a contender on a problem; it compiles once for all rates and seeds."""
 
     def __init__(self, problem: Problem, contender: Contender):
         self.problem, self.contender = problem, contender
         self.build = contender.build
         if contender.advised:
-            layout = advice(problem, states)
+            layout = advice(states(problem, contender.advised))
             self.build = functools.partial(contender.build, layout=layout)
         self.part = jax.jit(self._part, donate_argnums=0)
         self.measure = jax.jit(problem.measure)
@@ -70,7 +57,8 @@ class Trainer:
         """Return the optimizer of all params at a rate, and its step."""
         problem, contender = self.problem, self.contender
         schedule = contender.schedule(rate, problem.steps)
-        made = decayed(self.build(schedule), schedule, problem.l2, problem.decoupled)
+        whole = contender.schedule(1.0, problem.steps)
+        made = decayed(self.build(schedule), whole, problem.l2, problem.decoupled)
         if problem.make:
             return problem.make(made, contender.sparse)
         return made, functools.partial(dense_step, problem.loss, made)
@@ -79,9 +67,8 @@ class Trainer:
         _, step = self.optimizer(rate)
         return jax.lax.scan(step, carry, batches)[0]
 
-    def course(self, rate: float, seed: int) -> Iterator[tuple[Carry, int, float]]:
-        """Yield params, rest and state, the steps so far, and seconds of a step."""
-        drawn = self.problem.draw(seed)
+    def course(self, drawn: Draw, rate: float) -> Iterator[tuple[Carry, float]]:
+        """Yield params, rest and state twelve times, and the seconds of a step."""
         params = jax.tree.map(jnp.array, drawn.params)  # a copy, to be overwritten
         rest = jax.tree.map(jnp.array, drawn.rest)
         carry = params, rest, self.optimizer(rate)[0].init(params)
@@ -90,20 +77,20 @@ class Trainer:
             batches = jax.tree.map(jnp.asarray, drawn.batches(first, end - first))
             begun = time.perf_counter()
             carry = jax.block_until_ready(self.part(carry, batches, rate))
-            yield carry, int(end), (time.perf_counter() - begun) / (end - first)
+            yield carry, (time.perf_counter() - begun) / (end - first)
 
     def run(self, name: str, rate: float, seed: int) -> Record:
         """Train once; a loss that is not finite ends it."""
         drawn, losses, seconds = self.problem.draw(seed), [], []
         carry: Any = None
-        for carry, _, took in self.course(rate, seed):
+        for carry, took in self.course(drawn, rate):
             at = self.measure(*carry[:2], drawn.validation)
             losses.append(float(at["loss"]))
             seconds.append(took)
             if not math.isfinite(losses[-1]):
                 break
         found = self.measure(*carry[:2], drawn.test)
-        return Record(
+        record = Record(
             problem=self.problem.name,
             optimizer=name,
             steps=self.problem.steps,
@@ -113,8 +100,9 @@ class Trainer:
             test={of: float(value) for of, value in found.items()},
             state_bytes=sum(leaf.nbytes for leaf in jax.tree.leaves(carry[2])),
             milliseconds=1e3 * min(seconds),
-            rates=spread(carry[2], rate) if seed else {},
+            rates=spread(carry[2], rate) if seed and self.contender.factors else {},
         )
+        return parse(line(record))  # as it will be read, so that it chooses alike
 
 
 def dense_step(loss: Any, optimizer: Any, carry: Carry, batch: Any) -> Any:
@@ -125,10 +113,10 @@ def dense_step(loss: Any, optimizer: Any, carry: Carry, batch: Any) -> Any:
     return (optax.apply_updates(params, updates), rest, state), None
 
 
-def states(problem: Problem, contender: Contender, rate: float, seed: int) -> list[Any]:
-    """Return the states of an optimizer in the course of a training."""
-    course = Trainer(problem, contender).course(rate, seed)
-    return [jax.tree.map(np.array, state) for (_, _, state), _, _ in course]
+def states(problem: Problem, contender: Contender) -> list[Any]:
+    """Return the states of an optimizer in the course of a training at its rate."""
+    course = Trainer(problem, contender).course(problem.draw(0), contender.rate)
+    return [jax.tree.map(np.array, state) for (_, _, state), _ in course]
 
 
 def spread(state: Any, rate: float) -> dict[str, list[float]]:

@@ -2,13 +2,13 @@
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from benchmarks.study.plan import Part
-from benchmarks.study.records import MARKS, Record, best
+from benchmarks.study.records import MARKS, Record, best, next_run
 
 ADAM = "adam"  # whom all are compared with
 
@@ -61,27 +61,26 @@ def standings(
     found = {}
     for problem, part in plan.items():
         placed = {
-            name: standing(grouped.get((problem, name), []), contender.rates)
+            name: standing(
+                grouped.get((problem, name), []), contender.rates, part.seeds
+            )
             for name, contender in part.contenders.items()
         }
-        found[problem] = {
-            name: of
-            for name, of in placed.items()
-            if of and len(of.seeds) == part.seeds
-        }
+        found[problem] = {name: of for name, of in placed.items() if of}
     return {problem: placed for problem, placed in found.items() if placed}
 
 
-def standing(records: Iterable[Record], rates: Iterable[float]) -> Standing | None:
-    """Return where a contender stands; ``None`` before all its rates are tried."""
-    by_run = {record.run: record for record in records}
-    tried = [by_run[rate, 0] for rate in sorted(rates) if (rate, 0) in by_run]
-    if len(tried) < len(list(rates)):
+def standing(
+    records: list[Record], rates: Sequence[float], seeds: int
+) -> Standing | None:
+    """Return where a contender stands; ``None`` before all its trainings are done."""
+    if next_run(records, rates, seeds):
         return None
+    tried = sorted((of for of in records if not of.seed), key=lambda of: of.rate)
     rate = best(tried)
-    seeds = [by_run[run] for run in sorted(by_run) if run[0] == rate]
+    at_best = sorted((of for of in records if of.rate == rate), key=lambda of: of.seed)
     edge = len(tried) > 1 and rate in (tried[0].rate, tried[-1].rate)
-    return Standing(rate, edge, tried, seeds)
+    return Standing(rate, edge, tried, at_best)
 
 
 def marks(record: Record) -> np.ndarray:
@@ -105,21 +104,17 @@ def steps_to(goal: float, record: Record) -> float:
     return math.inf
 
 
-def median_steps_to(goal: float, of: Standing) -> float:
-    """Return the median over seeds of `steps_to`."""
-    return statistics.median(steps_to(goal, record) for record in of.seeds)
-
-
-def adams_goal(placed: Standings) -> float:
-    """Return the median over seeds of Adam's last validation loss."""
-    return statistics.median(record.score for record in placed[ADAM].seeds)
+def steps_to_adams(of: Standing, adam: Standing) -> float:
+    """Return the median over seeds of the steps to where Adam ended with that seed."""
+    pairs = zip(of.seeds, adam.seeds, strict=True)
+    return statistics.median(steps_to(its.score, mine) for mine, its in pairs)
 
 
 class Beside(NamedTuple):
     """A contender beside another.
 
     Attributes:
-      share: its median test loss over the other's, less 1.
+      share: its median test loss over the other's, less 1; NaN if that is infinite.
       better: in how many seeds its test loss is less than the other's.
       seeds: how many there are.
     """
@@ -127,11 +122,6 @@ class Beside(NamedTuple):
     share: float
     better: int
     seeds: int
-
-    @property
-    def verdict(self) -> str:
-        """A word: better or worse in every seed, or neither."""
-        return {0: "worse", self.seeds: "better"}.get(self.better, "undecided")
 
 
 def beside(mine: Standing, other: Standing, name: str = "loss") -> Beside:

@@ -1,0 +1,42 @@
+"""What a cell of a table says of a contender."""
+
+import math
+
+from benchmarks.study.plan import EXPLAINED, SENSITIVE
+from benchmarks.study.standings import ADAM, Standing, Standings, beside
+
+
+def is_variant(name: str) -> bool:
+    """Whether a contender is there for what another one is sensitive to."""
+    return name in SENSITIVE or name in EXPLAINED
+
+
+def against_adam(placed: Standings, name: str) -> str:
+    """Return the share by which the loss exceeds Adam's, and in how many seeds."""
+    found = beside(placed[name], placed[ADAM])
+    if name == ADAM:
+        return "0"
+    if not math.isfinite(found.share):
+        return "diverges"
+    return f"{found.share:+.1%} ({found.better} of {found.seeds})"
+
+
+def tried_rate(of: Standing) -> str:
+    """Return the best rate, and whether it is the lowest or highest of those tried."""
+    if not of.at_edge:
+        return f"{of.rate:g}"
+    return f"{'<' if of.rate == of.tried[0].rate else '>'} {of.rate:g}"
+
+
+def losses(of: Standing) -> str:
+    """Return median, least and largest of the seeds."""
+    found = of.test()
+    if math.isinf(of.median()):
+        return "diverges"
+    return f"{of.median():.4f} ({min(found):.4f} to {max(found):.4f})"
+
+
+def spread(rates: list[float]) -> str:
+    """Return the decades from the least rate to the largest."""
+    least, largest = rates[0], rates[-1]
+    return f"{math.log10(largest / least):.1f}" if 0 < least <= largest else ""
