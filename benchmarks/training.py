@@ -10,12 +10,14 @@ are made of them.
 
 import argparse
 import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from tqdm import tqdm
 
 from benchmarks.study import records
-from benchmarks.study.plan import PLANS
+from benchmarks.study.plan import PLANS, Part
 from benchmarks.study.pool import Job, run
 from benchmarks.study.records import Record
 from benchmarks.study.report import write_report
@@ -30,6 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, default=Path("benchmarks"))
     parser.add_argument("--workers", type=int, default=cores)
     parser.add_argument("--problems", nargs="+", help="names, or how they begin")
+    parser.add_argument("--contenders", default="", help="a regular expression")
     parser.add_argument(
         "--smoke", action="store_true", help="small, to see that it runs"
     )
@@ -41,17 +44,23 @@ def main(arguments: list[str] | None = None) -> None:
         )
     plan, path = "smoke" if options.smoke else "full", options.folder / "training.jsonl"
     if not options.report:
-        study(plan, path, options.problems or [""], options.workers)
+        parts = {
+            problem: chosen(part, options.contenders)
+            for problem, part in PLANS[plan].items()
+            if problem.startswith(tuple(options.problems or [""]))
+        }
+        study(plan, parts, path, options.workers)
     write_report(records.read(path), PLANS[plan], options.folder)
 
 
-def study(plan: str, path: Path, begin: list[str], workers: int) -> None:
-    """Append the records that are missing of the problems that begin so."""
-    parts = {
-        name: part
-        for name, part in PLANS[plan].items()
-        if name.startswith(tuple(begin))
-    }
+def chosen(part: Part, names: str) -> Part:
+    """Return a part with the contenders in whose name an expression is found."""
+    found = {of: who for of, who in part.contenders.items() if re.search(names, of)}
+    return part._replace(contenders=found)
+
+
+def study(plan: str, parts: Mapping[str, Part], path: Path, workers: int) -> None:
+    """Append the records that are missing of parts of a plan."""
     there, jobs, total, begun = records.read(path), [], 0, 0
     for problem, part in parts.items():
         check_steps(path, there, problem, part.problem().steps)
