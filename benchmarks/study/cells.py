@@ -5,10 +5,17 @@ import math
 from benchmarks.study.plan import EXPLAINED, SENSITIVE
 from benchmarks.study.standings import ADAM, Standing, Standings, beside
 
+HUGE = 1e3  # losses from which on digits after the point say nothing
+
 
 def is_variant(name: str) -> bool:
     """Whether a contender is there for what another one is sensitive to."""
     return name in SENSITIVE or name in EXPLAINED
+
+
+def redistributed(name: str) -> bool:
+    """Whether the factors of a contender's layers have the mean 1."""
+    return name.endswith(", redistributed")
 
 
 def against_adam(placed: Standings, name: str) -> str:
@@ -33,7 +40,11 @@ def losses(of: Standing) -> str:
     found = of.test()
     if math.isinf(of.median()):
         return "diverges"
-    return f"{of.median():.4f} ({min(found):.4f} to {max(found):.4f})"
+    middle, least, most = (
+        f"{loss:.4f}" if loss < HUGE else f"{loss:.1e}"
+        for loss in (of.median(), min(found), max(found))
+    )
+    return f"{middle} ({least} to {most})"
 
 
 def spread(rates: list[float]) -> str:

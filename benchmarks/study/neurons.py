@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from benchmarks.study.cells import is_variant, losses, spread
+from benchmarks.study.cells import is_variant, losses, redistributed, spread
 from benchmarks.study.plan import DECAYED, READERS
 from benchmarks.study.standings import Standings
 from benchmarks.timing import table
@@ -38,10 +38,12 @@ def neuron_rates(main: Mapping[str, Standings]) -> str:
         "Which direction they multiply differs.\n"
     ]
     for problem, placed in main.items():
+        if "," in problem:  # of a decay, see above
+            continue
         rows = [
             [name, path, *(f"{rates[at]:.2g}" for at in (0, 2, 4)), spread(rates)]
             for name, of in placed.items()
-            if not is_variant(name) and len(of.seeds) > 1
+            if not (is_variant(name) or redistributed(name))
             for path, rates in shown_rates(of.seeds[1].rates)
         ]
         if rows:

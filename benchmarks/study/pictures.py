@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks.study.cells import redistributed
 from benchmarks.study.contenders import OPTAX
 from benchmarks.study.plan import BOUNDS, EXPLAINED, FACTORS
 from benchmarks.study.standings import ADAM, Standing, Standings, marks
@@ -18,6 +19,7 @@ MARKERS = "o", "s", "^"
 LOOK: Any = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True}
 LOOK |= {"grid.alpha": 0.25, "legend.frameon": False, "font.size": 10}
 COLUMNS = 5  # of panels
+ALIKE, OFFSET, LINES, ROOM = 1.6, 1.09, 38, 3  # of names beside points
 MOST = 8  # courses that a reader can tell apart, the best
 HIGH = 1e3  # stands for a loss that is not finite
 WORST = 1.35  # of Adam's loss: what is higher lies at the edge, or is left out
@@ -59,6 +61,7 @@ def rates_tried(placed: Standings, path: Path) -> None:
     names = [name for name in names if len(placed[name].tried) > 1]
     adam = placed[ADAM]
     top = WORST * min(record.score for record in adam.tried)
+    bottom = 0.97 * min(of.score for name in names for of in placed[name].tried)
     with matplotlib.rc_context(LOOK):
         rows = -(-len(names) // COLUMNS)
         size = 2.9 * COLUMNS, 0.6 + 2.3 * rows
@@ -71,7 +74,7 @@ def rates_tried(placed: Standings, path: Path) -> None:
             draw_rates(axes, "itself", placed[name], COLORS[0], "-", top)
             if other := placed.get(f"{name}, redistributed"):
                 draw_rates(axes, "redistributed", other, COLORS[1], ":", top)
-            axes.set(xscale="log", ylim=(None, top))
+            axes.set(xscale="log", ylim=(bottom, top))
             axes.set_title(name, fontsize=10, loc="left")
         for axes in panels[: len(names) : COLUMNS]:
             axes.set_ylabel("validation loss\n[nats per byte]")
@@ -122,30 +125,33 @@ def bytes_and_loss(placed: Standings, path: Path) -> None:
                 **{"fmt": MARKERS[number], "color": COLORS[number], "label": label},
                 **{"alpha": 0.8, "capsize": 2, "elinewidth": 1},
             )
-            if label != "the same, redistributed":
-                name_points(axes, good, sizes, middles)
         axes.set(xscale="log", xlabel="state of the optimizer [MB]")
         axes.set_ylabel("test loss, median and range of three seeds [nats per byte]")
-        axes.margins(x=0.15)
+        named = groups["Optax"] + groups["one rate per neuron"]
+        named = [name for name in named if placed[name].median() < worst]
+        sizes = [placed[name].state_bytes / 1e6 for name in named]
+        name_points(axes, named, sizes, np.array([placed[of].median() for of in named]))
+        axes.set_xlim(min(sizes) / ROOM, max(sizes) * ROOM)
         axes.legend()
         save(figure, path)
-
-
-def redistributed(name: str) -> bool:
-    """Whether the factors of a contender's layers have the mean 1."""
-    return name.endswith(", redistributed")
 
 
 def name_points(
     axes: Axes, names: list[str], sizes: list[float], losses: np.ndarray
 ) -> None:
-    """Write names beside points, alternately to the right and to the left."""
-    for number, at in enumerate(np.argsort(losses)):
-        how: Any = {"textcoords": "offset points", "fontsize": 8, "ha": "left"}
-        if number % 2:
-            how["ha"] = "right"
-        offset = (-7, 2) if number % 2 else (7, 2)
-        axes.annotate(names[at], (sizes[at], losses[at]), xytext=offset, **how)
+    """Write names beside points, apart where sizes are alike, the largest right."""
+    low, high = axes.get_ylim()
+    taken: list[tuple[float, float]] = []  # sizes and heights of the names so far
+    for at in np.argsort(losses):
+        near = [y for size, y in taken if 1 / ALIKE < size / sizes[at] < ALIKE]
+        y = max(losses[at], *(height + (high - low) / LINES for height in near), low)
+        taken.append((sizes[at], float(y)))
+        arrow = {"arrowstyle": "-", "color": "0.6", "lw": 0.7}
+        how: Any = {"fontsize": 8, "va": "center", "arrowprops": arrow}
+        right = sizes[at] * ALIKE > max(sizes)
+        how["ha"] = "left" if right else "right"
+        place = sizes[at] * OFFSET if right else sizes[at] / OFFSET
+        axes.annotate(names[at], (sizes[at], losses[at]), (place, y), **how)
 
 
 def factors(placed: Standings, path: Path) -> None:
