@@ -153,8 +153,9 @@ def test_everyone_has_the_same_budget(problem):
 def test_the_records_that_are_kept_are_all_there_are():
     kept = records.read(KEPT)
     known = {(problem, name) for problem, of in FULL.items() for name in of.contenders}
-    assert {(of.problem, of.optimizer) for of in kept} == known
-    for problem, name in known:
+    begun = {(of.problem, of.optimizer) for of in kept}
+    assert begun <= known
+    for problem, name in begun:
         done = [of for of in kept if (of.problem, of.optimizer) == (problem, name)]
         contender, seeds = FULL[problem].contenders[name], FULL[problem].seeds
         assert records.next_run(done, contender.rates, seeds) is None, (problem, name)

@@ -20,8 +20,20 @@ def redistributed(name: str) -> bool:
 
 def against_adam(placed: Standings, name: str) -> str:
     """Return the share by which the loss exceeds Adam's, and in how many seeds."""
-    found = beside(placed[name], placed[ADAM])
-    if name == ADAM:
+    return against(placed, name, ADAM)
+
+
+def against(placed: Standings, name: str, other: str, measured: str = "loss") -> str:
+    """Return the share by which one exceeds another, and in how many seeds it is less.
+
+    Args:
+      placed: on a problem.
+      name: of who is compared.
+      other: whom with.
+      measured: what of both.
+    """
+    found = beside(placed[name], placed[other], measured)
+    if name == other:
         return "0"
     if not math.isfinite(found.share):
         return "diverges"
@@ -35,14 +47,14 @@ def tried_rate(of: Standing) -> str:
     return f"{'<' if of.rate == of.tried[0].rate else '>'} {of.rate:g}"
 
 
-def losses(of: Standing) -> str:
+def losses(of: Standing, measured: str = "loss") -> str:
     """Return median, least and largest of the seeds."""
-    found = of.test()
-    if math.isinf(of.median()):
+    found = of.test(measured)
+    if math.isinf(of.median(measured)):
         return "diverges"
     middle, least, most = (
         f"{loss:.4f}" if loss < HUGE else f"{loss:.1e}"
-        for loss in (of.median(), min(found), max(found))
+        for loss in (of.median(measured), min(found), max(found))
     )
     return f"{middle} ({least} to {most})"
 

@@ -5,7 +5,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from benchmarks.study import pictures
-from benchmarks.study.cells import against_adam, is_variant, losses, tried_rate
+from benchmarks.study.cells import (
+    against,
+    against_adam,
+    is_variant,
+    losses,
+    tried_rate,
+)
 from benchmarks.study.digits import DECOUPLED, L2
 from benchmarks.study.neurons import decays, neuron_rates
 from benchmarks.study.plan import Part
@@ -52,7 +58,8 @@ of the same seed, *seconds* that times a step of the fastest twelfth of all its
 trainings (one thread, two trainings at a time). *Rarely active* are hidden neurons that
 fewer than 1 % of the test images activate.
 """
-EXTRAS = "accuracy", "rarely active", "rare loss"  # measured beside the loss
+RARE = "rare loss"
+EXTRAS = "accuracy", "rarely active", RARE  # measured beside the loss
 
 
 def write_report(
@@ -70,6 +77,8 @@ def write_report(
         sections += [PICTURES, explained(chosen)]
     for problem, of in main.items():
         sections.append(f"## {problem}\n\n{problem_table(of, plan[problem])}")
+    if "clicks" in main:
+        sections.append(rare_ids(main["clicks"]))
     if "narrow" in placed:
         sections.append(sensitivity(placed["narrow"], folder))
     sections += [decays(main), neuron_rates(main)]
@@ -98,6 +107,24 @@ def summary(main: Mapping[str, Standings]) -> str:
         if any(cells):
             rows.append([name, *cells])
     return f"## Beside Adam\n\n{table(['contender', *columns], rows)}"
+
+
+def rare_ids(placed: Standings) -> str:
+    """Return losses on the tenth of impressions whose items training saw least."""
+    rows = [
+        [
+            name,
+            losses(placed[name], RARE),
+            *(against(placed, name, other, RARE) for other in ("sgd", ADAM)),
+            f"{placed[name].state_bytes / placed[ADAM].state_bytes:.1%}",
+        ]
+        for name in sorted(placed, key=lambda name: placed[name].median(RARE))
+    ]
+    head = ["contender", RARE, "beside SGD", "beside Adam", "state, of Adam's"]
+    return (
+        "## Rare ids\n\nOf *clicks*, the tenth of the impressions whose items training "
+        f"saw least; the rate is that of the whole:\n\n{table(head, rows)}"
+    )
 
 
 def problem_table(placed: Standings, part: Part) -> str:
